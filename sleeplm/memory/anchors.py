@@ -1,0 +1,93 @@
+"""Earlier states of a sender: who can teach tonight, at the cost of the sender's subtree only.
+
+A teacher is never a second model. It is today's variables with the sender's subtree, and the
+ledgers of open slots, as they were at another time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.types import Array, Params, PyTree, Variables
+from sleeplm.memory.levels import get_level, with_levels
+from sleeplm.memory.slots import SlotTable, close_all
+
+#: States that can teach. ``dusk``: the sender as it is when the night begins (it knows today).
+#: ``dawn``: as it woke up after its last night. ``before_update``: its base as at dawn, its
+#: experts as at dusk (the teacher of section 5, v2). ``origin``: the start of life, no expert.
+TEACHERS = ("dusk", "dawn", "before_update", "origin")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """What is remembered of a sender (subtrees of the sender's level) and of tonight.
+
+    Attributes:
+      start, dawn, dusk: the sender's subtree at the start of life, after its last night, and when
+        this night began.
+      dawn_slots, dusk_slots: the sender's ledger at those times.
+      receiver_slots: the receiver's ledger when this night began.
+      receiver_pool: the receiver's {"experts", "router"} then; None unless pools are merged.
+      slot: int32, the receiver's expert that tonight writes.
+      first_loss, last_loss: float32, seeding loss of the first and the latest step tonight.
+    """
+
+    start: PyTree
+    dawn: PyTree
+    dusk: PyTree
+    dawn_slots: SlotTable
+    dusk_slots: SlotTable
+    receiver_slots: SlotTable
+    receiver_pool: PyTree | None
+    slot: Array
+    first_loss: Array
+    last_loss: Array
+
+
+def init_anchor(
+    params: Params, slots: dict[str, SlotTable], sender: str, receiver: str, keep_pool: bool
+) -> Anchor:
+    """The anchor of a newborn sender: start, dawn and dusk are the present."""
+    now = jax.tree.map(jnp.copy, get_level(params, sender))
+    return Anchor(
+        start=now,
+        dawn=jax.tree.map(jnp.copy, now),
+        dusk=jax.tree.map(jnp.copy, now),
+        dawn_slots=jax.tree.map(jnp.copy, slots[sender]),
+        dusk_slots=jax.tree.map(jnp.copy, slots[sender]),
+        receiver_slots=jax.tree.map(jnp.copy, slots[receiver]),
+        receiver_pool=jax.tree.map(jnp.copy, pool_of(params, receiver)) if keep_pool else None,
+        slot=jnp.int32(0),
+        first_loss=jnp.float32(jnp.nan),
+        last_loss=jnp.float32(jnp.nan),
+    )
+
+
+def pool_of(params: Params, level: str) -> PyTree:
+    """{"experts", "router"} of one level."""
+    subtree = get_level(params, level)
+    return {"experts": subtree["experts"], "router": subtree["router"]}
+
+
+def teacher_variables(variables: Variables, sender: str, receiver: str, state: str) -> Variables:
+    """``variables`` of a teacher: the sender, and who is open, as in ``state`` (see TEACHERS)."""
+    anchor: Anchor = variables["anchors"][sender]
+    slots = {**variables["slots"], receiver: anchor.receiver_slots}
+    if state == "dusk":
+        subtree, slots[sender] = anchor.dusk, anchor.dusk_slots
+    elif state == "dawn":
+        subtree, slots[sender] = anchor.dawn, anchor.dawn_slots
+    elif state == "before_update":
+        subtree = {**anchor.dusk, "base": anchor.dawn["base"], "norm": anchor.dawn["norm"]}
+        slots[sender] = anchor.dusk_slots
+    else:
+        subtree = anchor.start
+        slots = {name: close_all(table) for name, table in slots.items()}
+    changed = {sender: subtree}
+    if anchor.receiver_pool is not None:
+        changed[receiver] = {**get_level(variables["params"], receiver), **anchor.receiver_pool}
+    return {**variables, "params": with_levels(variables["params"], changed), "slots": slots}

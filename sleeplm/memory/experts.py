@@ -1,0 +1,109 @@
+"""Low-rank experts and their router: one function from hidden states to what the pool adds.
+
+Shapes never change: all S experts exist from the start and a mask says which are open, so no
+night ever recompiles. A token uses at most ``top_k`` of the open ones; what it costs does not
+depend on how many are open.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.types import Array, PyTree
+
+DISPATCHES = ("auto", "gather", "grouped", "dense")
+
+
+def route(
+    x: Array,
+    router: PyTree,
+    active: Array,
+    *,
+    top_k: int,
+    gate: str,
+    explore: Array | None = None,
+) -> tuple[Array, Array]:
+    """Chooses experts for every token.
+
+    Args:
+      x: [B, L, D] inputs of the level.
+      router: {"w" [D, S], "bias" [S]}.
+      active: bool [S], open slots. Closed ones never get weight, nor gradient.
+      top_k: K, how many experts a token may use.
+      gate: ``sigmoid`` weights each chosen expert by its own gate against a zero route;
+        ``softmax`` shares one unit of weight between the open experts and one zero route of
+        logit 0 that has no parameters and adds nothing.
+      explore: [B, S] noise or None. If given, each row also uses the open expert with the
+        largest noise, at the weight of an undecided gate (section 6, the random extra expert).
+
+    Returns:
+      index int32 [B, L, K'] and weight float32 [B, L, K'], K' = top_k (+ 1 if exploring).
+    """
+    logits = jnp.einsum("bld,ds->bls", x, router["w"]).astype(jnp.float32)
+    logits = logits + router["bias"].astype(jnp.float32)
+    masked = jnp.where(active, logits, -jnp.inf)
+    if gate == "sigmoid":
+        value = jax.nn.sigmoid(masked)
+    else:
+        zero = jnp.zeros((*masked.shape[:-1], 1), jnp.float32)
+        value = jax.nn.softmax(jnp.concatenate([zero, masked], -1), axis=-1)[..., 1:]
+    weight, index = jax.lax.top_k(value, top_k)
+    if explore is not None:
+        extra = jnp.argmax(jnp.where(active, explore, -jnp.inf), axis=-1)
+        extra_weight = jnp.where(active.any(), 0.5, 0.0)
+        shape = (*index.shape[:-1], 1)
+        index = jnp.concatenate([index, jnp.broadcast_to(extra[:, None, None], shape)], -1)
+        weight = jnp.concatenate([weight, jnp.broadcast_to(extra_weight, shape)], -1)
+    return index.astype(jnp.int32), weight
+
+
+def apply_experts(
+    x: Array, experts: PyTree, index: Array, weight: Array, dispatch: str = "auto"
+) -> Array:
+    """Sum over the chosen experts of weight * B (A x).
+
+    Args:
+      x: [B, L, D]. experts: {"a" [S, D, R], "b" [S, R, D]}. index, weight: [B, L, K].
+      dispatch: ``gather`` copies the chosen experts to every token (best for a few tokens and
+        many slots: decoding); ``grouped`` sorts tokens by expert and multiplies group by group
+        (``lax.ragged_dot``: accelerators); ``dense`` multiplies by all S slots and masks (on a
+        CPU 5-40x faster than both while S is small); ``auto`` picks by platform and sizes.
+
+    Returns:
+      [B, L, D] in the type of ``x``.
+    """
+    batch, length, d_model = x.shape
+    slots, _, rank = experts["a"].shape
+    if dispatch == "auto":
+        dispatch = _pick(slots, batch * length)
+    tokens = x.reshape(-1, d_model)
+    index = index.reshape(len(tokens), -1)
+    weight = weight.reshape(len(tokens), -1).astype(x.dtype)
+    a, b = experts["a"].astype(x.dtype), experts["b"].astype(x.dtype)
+    if dispatch == "gather":
+        low = jnp.einsum("td,tkdr->tkr", tokens, a[index]) * weight[..., None]
+        out = jnp.einsum("tkr,tkrd->td", low, b[index])
+    elif dispatch == "dense":
+        chosen = jax.nn.one_hot(index, slots, dtype=x.dtype)
+        mask = jnp.einsum("tk,tks->ts", weight, chosen)
+        low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(-1, slots, rank)
+        out = (low * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(slots * rank, d_model)
+    else:
+        out = _grouped(tokens, a, b, index, weight)
+    return out.reshape(x.shape)
+
+
+def _grouped(tokens: Array, a: Array, b: Array, index: Array, weight: Array) -> Array:
+    """Dispatch by sorting (token, expert) pairs by expert: tokens [T, D], index [T, K]."""
+    order = jnp.argsort(index.reshape(-1), stable=True)
+    token = order // index.shape[1]
+    sizes = jnp.bincount(index.reshape(-1), length=a.shape[0])
+    low = jax.lax.ragged_dot(tokens[token], a, sizes) * weight.reshape(-1)[order][:, None]
+    return jnp.zeros_like(tokens).at[token].add(jax.lax.ragged_dot(low, b, sizes))
+
+
+def _pick(slots: int, tokens: int) -> str:
+    if jax.default_backend() == "cpu":
+        return "dense" if slots <= 64 else "gather"
+    return "gather" if tokens <= 64 else "grouped"

@@ -1,0 +1,208 @@
+"""The continuum memory system: which levels there are, and where they live in the parameters.
+
+A level is a subtree ``params["blocks"]["levels"][name]`` with
+
+* ``norm``     {"scale" [N, D]}
+* ``base``     the level's MLP, {"gate", "up" [N, D, F], "down" [N, F, D]}
+* ``experts``  {"a" [N, S, D, R], "b" [N, S, R, D]} if the level has slots
+* ``router``   {"w" [N, D, S], "bias" [N, S]}      if the level has slots
+
+with the N layers of the model stacked in front. Levels are listed fastest first (Eq. 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import Array, Params, PyTree
+
+NEVER = 0  # a period or a night of 0: update frequency 0
+
+KINDS = ("replace", "graft")
+OPTIMIZERS = ("adamw", "sgd")
+GATES = ("sigmoid", "softmax")
+WIRINGS = ("sequential", "nested", "independent")
+
+
+@dataclasses.dataclass
+class LevelConfig:
+    """One memory level.
+
+    Attributes:
+      name: key of the level in the parameters.
+      kind: ``replace``: the block's own MLP is this level; ``graft``: a small residual MLP whose
+        output matrix starts at zero, so that adding it leaves the function unchanged.
+      width: hidden width F of its MLP.
+      period: C(l) of Eq. 2, in wake steps between two moves; 0 is an infinite period (frozen).
+      offset: the level moves at the steps i with (i - offset) divisible by ``period``.
+      night: wake steps between two consolidations of this level into the next one, a multiple of
+        ``period``; 0: never. The paper is night = period.
+      learning_rate, optimizer, weight_decay, b1, b2, clip: the level's own optimiser; ``clip``
+        is a global gradient norm, 0 for none.
+      slots: S, low-rank experts that can be open at once. 0: the level receives nothing.
+      rank: R = d_low of one expert.
+      top_k: experts that one token may use.
+      gate: ``sigmoid``: every open expert competes with a zero route of its own;
+        ``softmax``: the open experts and one zero route share a unit of weight.
+      gate_bias: router bias of a freshly opened expert.
+    """
+
+    name: str = "slow"
+    kind: str = "replace"
+    width: int = 256
+    period: int = NEVER
+    offset: int = 0
+    night: int = NEVER
+    learning_rate: float = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    clip: float = 0.0
+    slots: int = 0
+    rank: int = 16
+    top_k: int = 1
+    gate: str = "sigmoid"
+    gate_bias: float = 0.0
+
+    def check(self, field: str) -> None:
+        checks.require(
+            self.name.isidentifier(), f"{field}.name", self.name, "use letters, digits and _"
+        )
+        checks.one_of(f"{field}.kind", self.kind, KINDS)
+        checks.positive(f"{field}.width", self.width)
+        for name in ("period", "night", "slots"):
+            value = getattr(self, name)
+            checks.require(value >= 0, f"{field}.{name}", value, "use 0 (none) or more")
+        checks.require(
+            0 <= self.offset < max(self.period, 1),
+            f"{field}.offset",
+            self.offset,
+            f"use 0 <= offset < period ({self.period})",
+        )
+        if self.night and self.period:
+            checks.require(
+                self.night % self.period == 0,
+                f"{field}.night",
+                self.night,
+                f"use a multiple of the level's period ({self.period})",
+            )
+        checks.positive(f"{field}.learning_rate", self.learning_rate)
+        checks.one_of(f"{field}.optimizer", self.optimizer, OPTIMIZERS)
+        checks.one_of(f"{field}.gate", self.gate, GATES)
+        for name in ("b1", "b2"):
+            checks.fraction(f"{field}.{name}", getattr(self, name))
+        for name in ("weight_decay", "clip"):
+            value = getattr(self, name)
+            checks.require(value >= 0, f"{field}.{name}", value, "use 0 or more")
+        if self.slots:
+            checks.positive(f"{field}.rank", self.rank)
+            checks.require(
+                1 <= self.top_k <= self.slots,
+                f"{field}.top_k",
+                self.top_k,
+                f"use 1 <= top_k <= slots ({self.slots})",
+            )
+
+
+def check_levels(levels: Sequence[LevelConfig], wiring: str, field: str) -> None:
+    """Checks the chain as a whole (section 3: C(l) divides into C(l + 1), fastest first)."""
+    checks.one_of(f"{field.rpartition('.')[0]}.wiring", wiring, WIRINGS)
+    checks.require(len(levels) > 0, field, [], "name at least one level")
+    names = [level.name for level in levels]
+    checks.require(len(set(names)) == len(names), field, names, "give every level its own name")
+    for i, level in enumerate(levels):
+        level.check(f"{field}[{i}]")
+    for i, (fast, slow) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for what in ("period", "night"):
+            f, s = getattr(fast, what), getattr(slow, what)
+            if f and s and s % f:
+                raise ConfigError(
+                    f"{field}[{i + 1}].{what}", s, f"use a multiple of {fast.name}'s {what} ({f})"
+                )
+        if slow.period and not fast.period and what == "period":
+            raise ConfigError(
+                f"{field}[{i + 1}].period", slow.period, "a level cannot be faster than the one before"
+            )
+        if fast.night and not slow.slots:
+            raise ConfigError(
+                f"{field}[{i + 1}].slots",
+                slow.slots,
+                f"{fast.name} is consolidated into {slow.name}, which needs at least 1 slot",
+            )
+    if levels[-1].night:
+        raise ConfigError(
+            f"{field}[{len(levels) - 1}].night", levels[-1].night, "the slowest level has no receiver"
+        )
+    if wiring == "nested":
+        widths = {(level.kind, level.width) for level in levels}
+        checks.require(
+            len(widths) == 1,
+            f"{field.rpartition('.')[0]}.wiring",
+            wiring,
+            "nested levels hold one another's initial state: give all the same kind and width",
+        )
+        checks.require(
+            levels[0].period > 0,
+            f"{field}[0].period",
+            levels[0].period,
+            "in the nested wiring the fastest level learns: give it a finite period",
+        )
+
+
+def get_level(params: Params, name: str) -> PyTree:
+    """The subtree of one level."""
+    return params["blocks"]["levels"][name]
+
+
+def with_levels(params: Params, subtrees: Mapping[str, PyTree]) -> Params:
+    """``params`` with the subtrees of some levels swapped; everything else is shared."""
+    if not subtrees:
+        return params
+    blocks = params["blocks"]
+    return {**params, "blocks": {**blocks, "levels": {**blocks["levels"], **subtrees}}}
+
+
+def label_of(path: tuple) -> str:
+    """Label of a parameter by its path: ``<level>/<part>`` or ``backbone``.
+
+    Parts are ``base`` (the level's MLP and norm), ``experts`` and ``router``.
+    """
+    keys = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
+    if keys[:2] != ["blocks", "levels"] or len(keys) < 4:  # "mix" belongs to no level
+        return "backbone"
+    part = keys[3] if keys[3] in ("experts", "router") else "base"
+    return f"{keys[2]}/{part}"
+
+
+def labels(params: Params) -> PyTree:
+    """A tree of :func:`label_of` in the shape of ``params``, for ``optax.partition``."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: label_of(path), params)
+
+
+def copy_base(params: Params, source: str, target: str) -> Params:
+    """Level stacking: ``target``'s MLP starts as a copy of ``source``'s (section 3)."""
+    donor = get_level(params, source)
+    changed = {**get_level(params, target), "base": donor["base"], "norm": donor["norm"]}
+    return with_levels(params, {target: jax.tree.map(jnp.asarray, changed)})
+
+
+def sender_of(levels: Sequence[LevelConfig], receiver: str) -> str | None:
+    """The level that is consolidated into ``receiver``: the next faster one."""
+    names = [level.name for level in levels]
+    i = names.index(receiver)
+    return names[i - 1] if i and levels[i - 1].night else None
+
+
+def due(step: Array | int, every: int, offset: int = 0) -> Array | bool:
+    """True after ``step`` wake steps if a clock of period ``every`` strikes; never for 0."""
+    if every == NEVER:
+        return False
+    shifted = step - offset
+    return (shifted > 0) & (shifted % every == 0)

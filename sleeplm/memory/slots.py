@@ -1,0 +1,147 @@
+"""The ledger of experts: opening, closing and resetting slots without changing a shape.
+
+Every function is pure and takes the slot as an array, so that one compiled night serves all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.errors import PoolFullError
+from sleeplm.core.types import Array, PyTree
+from sleeplm.memory.levels import LevelConfig
+
+FREE = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotTable:
+    """Which experts of one level are open.
+
+    Attributes:
+      active: bool [S].
+      since: int32 [S], the night (counted from 0) in which the slot was opened; -1 while free.
+    """
+
+    active: Array
+    since: Array
+
+
+def init_slots(levels: Sequence[LevelConfig]) -> dict[str, SlotTable]:
+    """An empty ledger for every level (S = 0 for levels without experts)."""
+    return {
+        level.name: SlotTable(
+            active=jnp.zeros((level.slots,), bool),
+            since=jnp.full((level.slots,), FREE, jnp.int32),
+        )
+        for level in levels
+    }
+
+
+def first_free(table: SlotTable) -> Array:
+    """int32 scalar: the lowest free slot (0 if there is none; ask :func:`is_full` first)."""
+    return jnp.argmin(table.active).astype(jnp.int32)
+
+
+def oldest(table: SlotTable, n: int) -> Array:
+    """int32 [n]: the open slots that were opened first, oldest first."""
+    age = jnp.where(table.active, table.since, jnp.iinfo(jnp.int32).max)
+    return jnp.argsort(age)[:n].astype(jnp.int32)
+
+
+def is_full(table: SlotTable) -> Array:
+    return table.active.all()
+
+
+def require_room(table: SlotTable, level: str) -> None:
+    """Refuses, on the host, a night that has no slot to go to."""
+    if bool(jnp.all(table.active)):
+        raise PoolFullError(
+            f"levels.{level}.slots = {table.active.shape[-1]}: all are open and none can receive "
+            "another night; give the level more slots or set sleep.pool = 'merge_oldest'"
+        )
+
+
+def open_slot(table: SlotTable, slot: Array, night: Array) -> SlotTable:
+    return SlotTable(
+        active=table.active.at[slot].set(True), since=table.since.at[slot].set(night)
+    )
+
+
+def close_slot(table: SlotTable, slot: Array) -> SlotTable:
+    return SlotTable(
+        active=table.active.at[slot].set(False), since=table.since.at[slot].set(FREE)
+    )
+
+
+def close_all(table: SlotTable) -> SlotTable:
+    return SlotTable(
+        active=jnp.zeros_like(table.active), since=jnp.full_like(table.since, FREE)
+    )
+
+
+def fresh_slot(level: PyTree, slot: Array, key: Array, gate_bias: float) -> PyTree:
+    """A level whose expert ``slot`` is new: A random, B zero (the function stays), router neutral.
+
+    ``level`` is the level's subtree (see :mod:`sleeplm.memory.levels`).
+    """
+    a, b = level["experts"]["a"], level["experts"]["b"]
+    layers, _, d_model, rank = a.shape
+    new_a = jax.random.normal(key, (layers, d_model, rank), jnp.float32) * d_model**-0.5
+    return {
+        **level,
+        "experts": {
+            "a": a.at[:, slot].set(new_a.astype(a.dtype)),
+            "b": b.at[:, slot].set(0.0),
+        },
+        "router": {
+            "w": level["router"]["w"].at[:, :, slot].set(0.0),
+            "bias": level["router"]["bias"].at[:, slot].set(gate_bias),
+        },
+    }
+
+
+def clear_slot(level: PyTree, slot: Array) -> PyTree:
+    """Zeroes one expert and its router column: the bits that every free slot has."""
+    pool = {"experts": level["experts"], "router": level["router"]}
+    zero = jax.tree.map(jnp.zeros_like, take_slot(pool, slot))
+    return {**level, **put_slot(pool, slot, zero)}
+
+
+def reset_experts(level: PyTree) -> PyTree:
+    """Synaptic pruning: all of a level's experts and router columns back to zero."""
+    if "experts" not in level:
+        return level
+    return {
+        **level,
+        "experts": jax.tree.map(jnp.zeros_like, level["experts"]),
+        "router": jax.tree.map(jnp.zeros_like, level["router"]),
+    }
+
+
+#: Axis of the slot dimension in each leaf of {"experts": ..., "router": ...}.
+SLOT_AXES = {"experts": {"a": 1, "b": 1}, "router": {"w": 2, "bias": 1}}
+
+
+def take_slot(pool: PyTree, slot: Array) -> PyTree:
+    """One expert with its router column, out of {"experts", "router"} (no slot axis left)."""
+    return jax.tree.map(
+        lambda x, axis: jax.lax.dynamic_index_in_dim(x, slot, axis, keepdims=False),
+        pool,
+        SLOT_AXES,
+    )
+
+
+def put_slot(pool: PyTree, slot: Array, expert: PyTree) -> PyTree:
+    """The pool with one expert replaced; every other slot keeps its bits."""
+    return jax.tree.map(
+        lambda x, e, axis: jax.lax.dynamic_update_index_in_dim(x, e.astype(x.dtype), slot, axis),
+        pool,
+        expert,
+        SLOT_AXES,
+    )

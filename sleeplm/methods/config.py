@@ -1,0 +1,160 @@
+"""Settings of the night."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sleeplm.core import checks
+from sleeplm.core.losses import divergence
+from sleeplm.memory.anchors import TEACHERS
+from sleeplm.memory.cues import SOURCES
+from sleeplm.memory.levels import OPTIMIZERS
+
+POOLS = ("refuse", "merge_oldest")
+JUDGES = ("exact", "cosine")
+BECOMES = ("start", "dusk")
+
+
+@dataclasses.dataclass
+class TeacherConfig:
+    """One (teacher state, data source) pair of the night.
+
+    Attributes:
+      state: who teaches, see :data:`sleeplm.memory.anchors.TEACHERS`.
+      source: which cues it tells from, see :data:`sleeplm.memory.cues.SOURCES`.
+      weight: of its tokens in the loss.
+      imitate: whether its sequences are also used for learning to imitate (if alpha < 1).
+    """
+
+    state: str = "dusk"
+    source: str = "today"
+    weight: float = 1.0
+    imitate: bool = True
+
+    def check(self, field: str) -> None:
+        checks.one_of(f"{field}.state", self.state, TEACHERS)
+        checks.one_of(f"{field}.source", self.source, SOURCES)
+        checks.positive(f"{field}.weight", self.weight)
+
+
+@dataclasses.dataclass
+class SleepConfig:
+    """One night.
+
+    Attributes:
+      teachers: weighted (teacher, data source) pairs.
+      becomes: what the sender is from tonight on: ``start`` (restored; it wakes empty, the evening
+        protocol) or ``dusk`` (today's update is kept, v2). Its experts are reset in both.
+      updates: parameter updates a night, a multiple of ``inner * epochs``.
+      rows: rows of one minibatch per data set (each teacher's samples, rollouts, continuations).
+      inner, epochs: minibatches per extraction, and passes over them, before new samples.
+      lam: lambda, share of student-written sequences in the distillation.
+      alpha: weight of distillation against the imitation reward.
+      gamma: weight of the semantic against the token-level reward.
+      z0: largest edit distance, in tokens, that still earns token-level reward.
+      group: continuations per random prefix, for the leave-one-out baseline.
+      judge: ``exact`` (same text up to the stop token) or ``cosine`` of mean-pooled states of the
+        frozen start model, at least ``judge_threshold``.
+      divergence: ``forward_kl``, ``reverse_kl`` or ``jsd`` (with ``beta``).
+      max_new: longest text sampled from a cue, in tokens.
+      temperature, top_k: of all sampling.
+      learning_rate, optimizer, weight_decay, b1, b2, clip: of the new expert.
+      decay: lower the learning rate linearly to 0 over the night.
+      pool: when no slot is free: ``refuse`` with an error, or ``merge_oldest``.
+      rollback: undo a night whose last loss exceeds this many times its first; 0: never.
+      cue_tokens: C, longest cue (begin-of-text included). reservoir: M, cues kept.
+      chunk: positions whose logits stand in memory at once.
+    """
+
+    teachers: list[TeacherConfig] = dataclasses.field(
+        default_factory=lambda: [TeacherConfig(), TeacherConfig("dawn", "past", 1.0, False)]
+    )
+    becomes: str = "start"
+    updates: int = 160
+    rows: int = 16
+    inner: int = 16
+    epochs: int = 5
+    lam: float = 0.5
+    alpha: float = 0.9
+    gamma: float = 0.5
+    z0: float = 8.0
+    group: int = 8
+    judge: str = "exact"
+    judge_threshold: float = 0.9
+    divergence: str = "forward_kl"
+    beta: float = 0.5
+    max_new: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    learning_rate: float = 1e-2
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    clip: float = 1.0
+    decay: bool = True
+    pool: str = "refuse"
+    rollback: float = 3.0
+    cue_tokens: int = 8
+    reservoir: int = 256
+    chunk: int = 128
+
+    @property
+    def blocks(self) -> int:
+        """Extractions a night."""
+        return self.updates // (self.inner * self.epochs)
+
+    def check(self, field: str) -> None:
+        checks.require(
+            len(self.teachers) > 0, f"{field}.teachers", [], "name at least one teacher"
+        )
+        for i, teacher in enumerate(self.teachers):
+            teacher.check(f"{field}.teachers[{i}]")
+        checks.one_of(f"{field}.becomes", self.becomes, BECOMES)
+        for name in ("rows", "inner", "epochs", "max_new", "reservoir", "chunk", "updates"):
+            checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        step = self.inner * self.epochs
+        checks.require(
+            self.updates % step == 0,
+            f"{field}.updates",
+            self.updates,
+            f"use a multiple of inner * epochs ({step})",
+        )
+        for name in ("lam", "alpha", "gamma"):
+            checks.fraction(f"{field}.{name}", getattr(self, name))
+        for name in ("z0", "temperature", "weight_decay", "clip", "rollback", "top_k"):
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        if self.alpha < 1:
+            checks.at_least(f"{field}.group", self.group, 2)
+            checks.divides(f"{field}.group", self.group, self.rows, "rows")
+            checks.require(
+                any(teacher.imitate for teacher in self.teachers),
+                f"{field}.alpha",
+                self.alpha,
+                "use 1 or let a teacher be imitated (teachers[i].imitate)",
+            )
+        checks.one_of(f"{field}.judge", self.judge, JUDGES)
+        checks.in_range(f"{field}.judge_threshold", self.judge_threshold, -1, 1)
+        checks.one_of(
+            f"{field}.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd")
+        )
+        checks.fraction(f"{field}.beta", self.beta)
+        divergence(self.divergence, self.beta)
+        checks.positive(f"{field}.learning_rate", self.learning_rate)
+        checks.one_of(f"{field}.optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("b1", "b2"):
+            checks.fraction(f"{field}.{name}", getattr(self, name))
+        checks.one_of(f"{field}.pool", self.pool, POOLS)
+        checks.at_least(f"{field}.cue_tokens", self.cue_tokens, 1)
+
+
+def paper_v2(**changes) -> SleepConfig:
+    """The paper's own night (v2): yesterday's self teaches, today stays in the fast weights."""
+    teachers = [TeacherConfig("before_update", "all", 1.0, True)]
+    return SleepConfig(**{"teachers": teachers, "becomes": "dusk", **changes})
+
+
+def evening(**changes) -> SleepConfig:
+    """The evening protocol (v1): tonight's self is the only teacher, the sender wakes empty."""
+    teachers = [TeacherConfig("dusk", "today", 1.0, True)]
+    return SleepConfig(**{"teachers": teachers, "becomes": "start", **changes})

@@ -1,0 +1,269 @@
+"""Memory extraction: where what is learned comes from.
+
+Every extraction turns a batch into one :class:`Memory`. Awake the batch is text; asleep it is
+``{"rows": int32 [T, B], "today": int32}``: T minibatches of numbered rows, from which each
+extraction draws cues and samples. A row's sample depends on its number and the key only, never on
+how rows are spread over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.losses import leave_one_out
+from sleeplm.core.types import Array, Extract, Memory, PyTree, Variables
+from sleeplm.memory.anchors import teacher_variables
+from sleeplm.memory.cues import draw
+from sleeplm.methods.rewards import Judge, imitation_reward, levenshtein, surface_reward
+from sleeplm.models.decode import Samples, generate
+from sleeplm.models.transformer import Model, next_token_weights
+
+WAKE = -1  # source id of the wake stream
+
+
+def stateless(extract) -> Extract:
+    """An extraction that keeps nothing: ``extract(variables, batch, key) -> Memory``."""
+    return Extract(
+        lambda params, key: (),
+        lambda variables, s, batch, key: (extract(variables, batch, key), s),
+    )
+
+
+def wake_batch() -> Extract:
+    """The stream itself: batch {"tokens", "segments" int32 [B, L]} with every token to predict."""
+
+    def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
+        del variables, key
+        tokens, segments = batch["tokens"], batch["segments"]
+        zeros = jnp.zeros(tokens.shape[:1])
+        return Memory(
+            tokens=tokens,
+            weights=next_token_weights(tokens, segments),
+            segments=segments,
+            reference=None,
+            reward=zeros,
+            source=jnp.full(tokens.shape[:1], WAKE, jnp.int32),
+        )
+
+    return stateless(extract)
+
+
+def row_keys(key: Array, rows: Array) -> Array:
+    """One key per row number: the same wherever the row is computed."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def teacher_samples(
+    model: Model,
+    pair: tuple[str, str],
+    *,
+    teacher: str,
+    source: str,
+    source_id: int,
+    weight: Array | float = 1.0,
+    writer: str = "teacher",
+    max_new: int,
+    temperature: Array | float = 1.0,
+    top_k: int = 0,
+    eos: int = 2,
+    axis_name: str | None = None,
+) -> Extract:
+    """Sequences written from remembered cues, with the teacher's distribution at every token.
+
+    The data set D of the distillation (section 5) with ``writer="teacher"``, and the on-policy
+    sequences with ``writer="student"``. Repeats of a sequence weigh nothing.
+
+    Args:
+      pair: (sender, receiver). teacher: a state of :data:`sleeplm.memory.anchors.TEACHERS`.
+      source: which cues, see :data:`sleeplm.memory.cues.SOURCES`.
+      weight: of every token of these rows in the loss.
+    """
+
+    def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
+        rows = batch["rows"].reshape(-1)
+        cue_key, sample_key = jax.random.split(key)
+        prompts, lengths = draw(variables["cues"], source, batch["today"], rows, cue_key)
+        mentor = teacher_variables(variables, *pair, teacher)
+        samples = generate(
+            model,
+            mentor if writer == "teacher" else variables,
+            prompts,
+            lengths,
+            row_keys(sample_key, rows),
+            max_new=max_new,
+            temperature=temperature,
+            top_k=top_k,
+            eos=eos,
+        )
+        fresh = first_of_its_kind(samples.tokens, rows, axis_name)
+        memory = graded(model, mentor, samples, source_id)
+        return jax.lax.stop_gradient(
+            with_weights(memory, memory.weights * fresh[:, None] * weight)
+        )
+
+    return stateless(extract)
+
+
+def imitation(
+    model: Model,
+    pair: tuple[str, str],
+    judge: Judge,
+    *,
+    teacher: str,
+    source: str,
+    source_id: int,
+    group: int,
+    gamma: Array | float,
+    z0: Array | float,
+    max_new: int,
+    temperature: Array | float = 1.0,
+    eos: int = 2,
+    weight: Array | float = 1.0,
+) -> Extract:
+    """Learning to imitate: random-prefix continuations of teacher sequences, rewarded (Eq. 3, 4).
+
+    Every ``group`` consecutive rows share a teacher sequence d and a random cut; the student
+    continues each to its own d^. The reward in the memory is the leave-one-out advantage.
+    """
+
+    def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
+        rows = batch["rows"].reshape(-1)
+        leaders = rows[::group]
+        cue_key, teach_key, cut_key, sample_key = jax.random.split(key, 4)
+        prompts, lengths = draw(variables["cues"], source, batch["today"], leaders, cue_key)
+        mentor = teacher_variables(variables, *pair, teacher)
+        told = generate(
+            model, mentor, prompts, lengths, row_keys(teach_key, leaders),
+            max_new=max_new, temperature=temperature, eos=eos,
+        )  # fmt: skip
+        where = jax.vmap(jax.random.uniform)(row_keys(cut_key, leaders))
+        room = jnp.maximum(told.length - told.start, 1)
+        cut = told.start + (where * room).astype(jnp.int32)
+
+        def per_row(x: Array) -> Array:
+            return jnp.repeat(x, group, axis=0)
+
+        tokens, cut, end = per_row(told.tokens), per_row(cut), per_row(told.length)
+        index = jnp.arange(tokens.shape[1])
+        prefix = jnp.where(index < cut[:, None], tokens, 0)
+        own = generate(
+            model, variables, prefix, cut, row_keys(sample_key, rows),
+            max_new=max_new, temperature=temperature, eos=eos,
+        )  # fmt: skip
+        own = crop(own, tokens.shape[1])
+        told_mask = (index >= cut[:, None]) & (index < end[:, None])
+        r_sem = judge(variables, own.tokens, own.written, tokens, told_mask)
+        a, a_length = tail_of(own.tokens, own.start, own.length)
+        b, b_length = tail_of(tokens, cut, end)
+        distance = levenshtein(a, a_length, b, b_length)
+        r_abs = surface_reward(distance, a_length, b_length, z0)
+        reward = imitation_reward(r_sem, r_abs, gamma)
+        memory = graded(model, mentor, own, source_id)
+        memory = with_weights(memory, memory.weights * weight)
+        return jax.lax.stop_gradient(
+            Memory(**{**vars(memory), "reward": leave_one_out(reward, group)})
+        )
+
+    return stateless(extract)
+
+
+def graded(model: Model, teacher: Variables, samples: Samples, source_id: int) -> Memory:
+    """Samples as a memory: weight 1 on written tokens, the teacher's states as reference."""
+    return Memory(
+        tokens=samples.tokens,
+        weights=samples.written.astype(jnp.float32),
+        segments=samples.segments,
+        reference=model.hidden(teacher, samples.tokens, samples.segments),
+        reward=jnp.zeros(samples.length.shape),
+        source=jnp.full(samples.length.shape, source_id, jnp.int32),
+    )
+
+
+def crop(samples: Samples, length: int) -> Samples:
+    """The first ``length`` columns."""
+    return Samples(
+        tokens=samples.tokens[:, :length],
+        start=samples.start,
+        length=jnp.minimum(samples.length, length),
+        logp=samples.logp[:, :length],
+    )
+
+
+def with_weights(memory: Memory, weights: Array) -> Memory:
+    return Memory(**{**vars(memory), "weights": weights})
+
+
+def mix(*extracts: Extract) -> Extract:
+    """All extractions on the same rows, joined so that every minibatch holds some of each."""
+
+    def init(params: PyTree, key: Array) -> tuple:
+        return tuple(e.init(params, jax.random.fold_in(key, i)) for i, e in enumerate(extracts))
+
+    def extract(variables: Variables, s: Sequence[PyTree], batch: PyTree, key: Array):
+        minibatches = batch["rows"].shape[0]
+        parts, kept = [], []
+        for i, (e, private) in enumerate(zip(extracts, s, strict=True)):
+            part, private = e.extract(variables, private, batch, jax.random.fold_in(key, i))
+            parts.append(part)
+            kept.append(private)
+        longest = max(part.tokens.shape[1] for part in parts)
+        parts = [_pad(part, longest) for part in parts]
+
+        def join(*leaves: Array) -> Array:
+            grouped = [x.reshape(minibatches, -1, *x.shape[1:]) for x in leaves]
+            joined = jnp.concatenate(grouped, axis=1)
+            return joined.reshape(-1, *joined.shape[2:])
+
+        return jax.tree.map(join, *parts), tuple(kept)
+
+    return Extract(init, extract)
+
+
+def _pad(memory: Memory, length: int) -> Memory:
+    extra = length - memory.tokens.shape[1]
+    if not extra:
+        return memory
+
+    def pad(x: Array | None) -> Array | None:
+        return x if x is None or x.ndim < 2 else jnp.pad(
+            x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)
+        )  # fmt: skip
+
+    return Memory(**{name: pad(x) for name, x in vars(memory).items()})
+
+
+def first_of_its_kind(tokens: Array, rows: Array, axis_name: str | None = None) -> Array:
+    """float32 [B]: 1 for the lowest-numbered row of every distinct sequence, 0 for its repeats.
+
+    Sequences int32 [B, L] are compared through two 32-bit hashes, over all devices of
+    ``axis_name``.
+    """
+    index = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32)
+    wide = tokens.astype(jnp.uint32)
+    columns = [rows.astype(jnp.uint32)]
+    for multiplier in (2654435761, 2246822519):
+        mixed = (wide + 1) * (index * jnp.uint32(multiplier) | 1)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(multiplier)
+        columns.append(jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32))
+    everyone, offset = jnp.stack(columns), 0
+    if axis_name is not None:
+        everyone = jax.lax.all_gather(everyone, axis_name, axis=1, tiled=True)
+        offset = jax.lax.axis_index(axis_name) * len(rows)
+    order = jnp.lexsort(everyone)  # by hashes, then by row number
+    ranked = everyone[1:, order]
+    repeat = (ranked[:, 1:] == ranked[:, :-1]).all(0)
+    fresh = jnp.zeros(order.shape).at[order[0]].set(1.0).at[order[1:]].set(1.0 - repeat)
+    return jax.lax.dynamic_slice_in_dim(fresh, offset, len(rows))
+
+
+def tail_of(tokens: Array, start: Array, end: Array) -> tuple[Array, Array]:
+    """Tokens [start, end) of each row moved to the left, [B, L], and how many they are."""
+    index = jnp.arange(tokens.shape[1])
+    moved = jnp.take_along_axis(
+        tokens, jnp.minimum(index[None] + start[:, None], tokens.shape[1] - 1), axis=1
+    )
+    length = jnp.maximum(end - start, 0)
+    return jnp.where(index < length[:, None], moved, 0), length

@@ -1,0 +1,92 @@
+"""What to ask of a memory: ``(variables, memory) -> (loss_sum, weight_sum, aux)``.
+
+All of them sum over tokens and weigh by ``memory.weights``, so that they can be added.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from sleeplm.core.losses import (
+    Divergence,
+    chunked_cross_entropy,
+    chunked_divergence,
+    chunked_token_logp,
+    score_function_loss,
+)
+from sleeplm.core.types import Array, Memory, Metrics, Objective, Variables
+from sleeplm.models.transformer import Model
+
+
+def language_model(model: Model, chunk: int = 128) -> Objective:
+    """Next-token cross entropy, the task loss of Eq. 2, in nats per token."""
+
+    def objective(variables: Variables, memory: Memory):
+        hidden = model.hidden(variables, memory.tokens, memory.segments)
+        unembed = model.unembed(variables["params"])
+        loss, weight = chunked_cross_entropy(
+            hidden[:, :-1], unembed, memory.tokens[:, 1:], memory.weights[:, 1:], chunk
+        )
+        return loss, weight, {}
+
+    return objective
+
+
+def seeding(
+    model: Model,
+    divergence: Divergence,
+    *,
+    alpha: Array | float,
+    temperature: Array | float = 1.0,
+    chunk: int = 128,
+) -> Objective:
+    """L_KS, negated to be minimised: alpha D(teacher || student) - (1 - alpha) E[r].
+
+    The divergence is taken at every weighted token of every row; the score function of the
+    reward at those of rows with an advantage (random-prefix continuations).
+
+    Args:
+      divergence: of two log-probability tables, see :mod:`sleeplm.core.losses`.
+      alpha: 1 asks for distillation only (and leaves the score function out of the program if it
+        is a Python number).
+      temperature: at which the continuations were sampled.
+    """
+
+    def objective(variables: Variables, memory: Memory):
+        hidden = model.hidden(variables, memory.tokens, memory.segments)[:, :-1]
+        unembed = model.unembed(variables["params"])
+        weights = memory.weights[:, 1:]
+        kl, weight = chunked_divergence(
+            hidden, memory.reference[:, :-1], unembed, unembed, weights, divergence, chunk
+        )
+        loss, aux = alpha * kl, {"divergence": (kl, weight), **diversity(memory)}
+        if not (isinstance(alpha, int | float) and alpha == 1):
+            logp = chunked_token_logp(hidden, unembed, memory.tokens[:, 1:], chunk, temperature)
+            imitate, _ = score_function_loss(logp, weights, memory.reward)
+            loss = loss + (1.0 - alpha) * imitate
+            rows = (memory.weights.sum(1) > 0) & (memory.reward != 0)
+            aux["advantage"] = (jnp.abs(memory.reward).sum(), rows.sum().astype(jnp.float32))
+        return loss, weight, aux
+
+    return objective
+
+
+def diversity(memory: Memory) -> Metrics:
+    """Share of rows that are not repeats of another row of their extraction."""
+    used = (memory.weights.sum(1) > 0).astype(jnp.float32)
+    return {"unique": (used.sum(), jnp.float32(used.shape[0]))}
+
+
+def weighted_sum(*terms: tuple[Array | float, Objective]) -> Objective:
+    """sum_i c_i * objective_i on one memory; the first objective's weight divides them all."""
+
+    def objective(variables: Variables, memory: Memory):
+        total, weight, aux = 0.0, None, {}
+        for coefficient, term in terms:
+            loss, w, more = term(variables, memory)
+            total = total + coefficient * loss
+            weight = w if weight is None else weight
+            aux |= more
+        return total, weight, aux
+
+    return objective

@@ -1,0 +1,323 @@
+"""Asleep: what a fast level knows moves into a fresh expert of the next slower one (section 5).
+
+One night of a sender and its receiver, in the order of the paper's section 7::
+
+    begin   1 compute theta_new   2 freeze the teacher   3 build the student
+    seed    4 sample              5 optimise L_KS over the new expert only
+    end     6 apply the update, prune the sender, activate the expert (or roll back)
+
+``begin``, every ``seed`` step and ``end`` are pure functions of the learner; :func:`sleep` is the
+whole night as one phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleeplm.core import tree
+from sleeplm.core.losses import divergence
+from sleeplm.core.phase import consolidate
+from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
+from sleeplm.memory.anchors import Anchor, pool_of, teacher_variables
+from sleeplm.memory.levels import get_level, label_of, with_levels
+from sleeplm.memory.slots import (
+    clear_slot,
+    close_all,
+    close_slot,
+    first_free,
+    fresh_slot,
+    oldest,
+    open_slot,
+    reset_experts,
+)
+from sleeplm.methods.config import SleepConfig, TeacherConfig
+from sleeplm.methods.extract import imitation, mix, teacher_samples
+from sleeplm.methods.objectives import seeding
+from sleeplm.methods.rewards import Judge, cosine_judge, exact_match_judge, mean_pool
+from sleeplm.methods.update import only_slot, optimizer
+from sleeplm.models.transformer import Model
+
+Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
+
+
+class Night(NamedTuple):
+    """A night in three parts that share the private state of ``seed``.
+
+    The batch of all three is ``{"rows": int32 [inner, B], "today": int32}``.
+    """
+
+    begin: Step
+    seed: Phase
+    end: Step
+
+
+def night(
+    model: Model,
+    config: SleepConfig,
+    sender: str,
+    receiver: str,
+    *,
+    extract: Extract | None = None,
+    objective: Objective | None = None,
+    update: optax.GradientTransformation | None = None,
+    axis_name: str | None = None,
+) -> Night:
+    """Consolidation of ``sender`` into a new expert of ``receiver``.
+
+    Args:
+      extract, objective, update: each replaces the one that ``config`` describes.
+      axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
+    """
+    pair = (sender, receiver)
+    extract = extract or teachings(model, config, pair, config.teachers, axis_name)
+    update = update or only_slot(optimizer(config, decay_over(config)))
+    seed = _seed(model, config, pair, extract, objective, update, axis_name)
+
+    def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        slot = first_free(state.slots[receiver])
+        state = fall_asleep(state, pair, slot)
+        opened = fresh_slot(
+            get_level(state.params, receiver), slot, key, model.config.level(receiver).gate_bias
+        )
+        anchor: Anchor = state.anchors[sender]
+        student = reset_experts(anchor.start if config.becomes == "start" else anchor.dusk)
+        state = state.replace(
+            params=with_levels(state.params, {sender: student, receiver: opened}),
+            slots={
+                **state.slots,
+                sender: close_all(state.slots[sender]),
+                receiver: open_slot(state.slots[receiver], slot, state.counters["nights"]),
+            },
+            private=_forget_moments(state, update, pair),
+        )
+        return state, {}
+
+    def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        good = went_well(state.anchors[sender], config.rollback)
+        state = _settle(state, pair, good, evening_of(state, pair))
+        return state, {"rolled_back": (1.0 - good, jnp.ones(()))}
+
+    return Night(begin, seed, end)
+
+
+def merge_night(model: Model, config: SleepConfig, sender: str, receiver: str) -> Night:
+    """Distils the receiver's two oldest experts into one, which frees a slot (``merge_oldest``).
+
+    The teacher is the learner with its whole pool; the student keeps the oldest slot, trained on,
+    and loses the second oldest. The sender sleeps through it at its state of dawn.
+    """
+    pair = (sender, receiver)
+    teachers = [TeacherConfig("dawn", "past", 1.0, False)]
+    extract = teachings(model, config, pair, teachers, None)
+    update = only_slot(optimizer(config, decay_over(config)))
+    seed = _seed(model, config, pair, extract, None, update, None)
+
+    def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        first, second = oldest(state.slots[receiver], 2)
+        state = fall_asleep(state, pair, first)
+        anchor: Anchor = state.anchors[sender]
+        return state.replace(
+            params=with_levels(state.params, {sender: anchor.dawn}),
+            slots={
+                **state.slots,
+                sender: anchor.dawn_slots,
+                receiver: close_slot(state.slots[receiver], second),
+            },
+            private=_forget_moments(state, update, pair),
+        ), {}
+
+    def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        anchor: Anchor = state.anchors[sender]
+        good = went_well(anchor, config.rollback)
+        before = evening_of(state, pair)
+        _, second = oldest(anchor.receiver_slots, 2)
+        freed = clear_slot(get_level(state.params, receiver), second)
+        merged = state.replace(
+            params=with_levels(state.params, {sender: anchor.dusk, receiver: freed}),
+            slots={**state.slots, sender: anchor.dusk_slots},
+        )
+        return tree.where(good, merged, before), {"merge_failed": (1.0 - good, jnp.ones(()))}
+
+    return Night(begin, seed, end)
+
+
+def sleep(model: Model, config: SleepConfig, sender: str, receiver: str, **kwargs) -> Phase:
+    """A whole night as one phase (one compiled program): begin, seed until done, end."""
+    parts = night(model, config, sender, receiver, **kwargs)
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        state, _ = parts.begin(state, batch, jax.random.fold_in(key, 0))
+
+        def block(state: State, i: Array):
+            return parts.seed.step(state, batch, jax.random.fold_in(key, i))
+
+        state, metrics = jax.lax.scan(block, state, jnp.arange(1, config.blocks + 1))
+        state, outcome = parts.end(state, batch, jax.random.fold_in(key, config.blocks + 1))
+        return state, {**jax.tree.map(lambda x: x.sum(0), metrics), **outcome}
+
+    return Phase(parts.seed.init, step)
+
+
+def teachings(
+    model: Model,
+    config: SleepConfig,
+    pair: tuple[str, str],
+    teachers: list[TeacherConfig],
+    axis_name: str | None,
+) -> Extract:
+    """The night's data: per teacher its samples, student rollouts (lambda), continuations."""
+    common = {
+        "max_new": config.max_new,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "axis_name": axis_name,
+    }
+    parts: list[Extract] = []
+    for i, teacher in enumerate(teachers):
+        told = {"teacher": teacher.state, "source": teacher.source, "source_id": i}
+        for writer, share in (("teacher", 1.0 - config.lam), ("student", config.lam)):
+            if isinstance(share, float) and share == 0:
+                continue
+            parts.append(
+                teacher_samples(
+                    model, pair, **told, writer=writer, weight=share * teacher.weight, **common
+                )
+            )
+        if teacher.imitate and not (isinstance(config.alpha, int | float) and config.alpha == 1):
+            parts.append(
+                imitation(
+                    model,
+                    pair,
+                    judge_of(model, config, pair),
+                    **told,
+                    group=config.group,
+                    gamma=config.gamma,
+                    z0=config.z0,
+                    max_new=config.max_new,
+                    temperature=config.temperature,
+                    weight=teacher.weight,
+                )
+            )
+    return mix(*parts)
+
+
+def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
+    """The semantic judge that the configuration names."""
+    if config.judge == "exact":
+        return exact_match_judge(eos=2)
+
+    def embed(variables, tokens: Array, mask: Array) -> Array:
+        start = teacher_variables(variables, *pair, "origin")
+        return mean_pool(model.hidden(start, tokens), mask)
+
+    return cosine_judge(embed, config.judge_threshold)
+
+
+def fall_asleep(state: State, pair: tuple[str, str], slot: Array) -> State:
+    """Freezes the evening: sender, ledgers (and pool) as they are, for teachers and rollback."""
+    sender, receiver = pair
+    old: Anchor = state.anchors[sender]
+    anchor = Anchor(
+        start=old.start,
+        dawn=old.dawn,
+        dusk=get_level(state.params, sender),
+        dawn_slots=old.dawn_slots,
+        dusk_slots=state.slots[sender],
+        receiver_slots=state.slots[receiver],
+        receiver_pool=None if old.receiver_pool is None else pool_of(state.params, receiver),
+        slot=slot,
+        first_loss=jnp.float32(jnp.nan),
+        last_loss=jnp.float32(jnp.nan),
+    )
+    return state.replace(anchors={**state.anchors, sender: anchor})
+
+
+def evening_of(state: State, pair: tuple[str, str]) -> State:
+    """The learner as the night found it: nothing but sender, ledgers and one slot has moved."""
+    sender, receiver = pair
+    anchor: Anchor = state.anchors[sender]
+    if anchor.receiver_pool is None:
+        subtree = clear_slot(get_level(state.params, receiver), anchor.slot)
+    else:
+        subtree = {**get_level(state.params, receiver), **anchor.receiver_pool}
+    slots = {**state.slots, sender: anchor.dusk_slots, receiver: anchor.receiver_slots}
+    changed = {sender: anchor.dusk, receiver: subtree}
+    return state.replace(params=with_levels(state.params, changed), slots=slots)
+
+
+def went_well(anchor: Anchor, factor: float) -> Array:
+    """float32 1 unless the night's loss ended not finite, or ``factor`` times where it began."""
+    limit = jnp.maximum(factor * anchor.first_loss, 1e-3) if factor else jnp.inf
+    return (jnp.isfinite(anchor.last_loss) & (anchor.last_loss <= limit)).astype(jnp.float32)
+
+
+def _settle(state: State, pair: tuple[str, str], good: Array, before: State) -> State:
+    """Keeps a good night, and calls what the sender is now its dawn; else the evening is back."""
+    sender, _ = pair
+    anchor: Anchor = state.anchors[sender]
+    state = tree.where(good, state, before)
+    one = good.astype(jnp.int32)
+    counters = {
+        **state.counters,
+        "nights": state.counters["nights"] + one,
+        "rolled_back": state.counters["rolled_back"] + 1 - one,
+    }
+    dawn = tree.where(good, get_level(state.params, sender), anchor.dawn)
+    dawn_slots = tree.where(good, state.slots[sender], anchor.dawn_slots)
+    fields = {**vars(anchor), "dawn": dawn, "dawn_slots": dawn_slots}
+    return state.replace(counters=counters, anchors={**state.anchors, sender: Anchor(**fields)})
+
+
+def decay_over(config: SleepConfig) -> optax.Schedule | None:
+    """Learning rate over a night: linear to 0, or None for a constant."""
+    if not config.decay:
+        return None
+    return optax.linear_schedule(config.learning_rate, 0.0, config.updates)
+
+
+def _pool_path(receiver: str) -> Callable[[tuple], bool]:
+    mine = {f"{receiver}/experts", f"{receiver}/router"}
+    return lambda path: label_of(path) in mine
+
+
+def _forget_moments(state: State, update: optax.GradientTransformation, pair) -> PyTree:
+    chosen, _ = tree.split(state.params, _pool_path(pair[1]))
+    return state.private._replace(update=update.init(chosen))
+
+
+def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
+    """``consolidate`` over one slot, with the night's loss written into the anchor."""
+    sender, receiver = pair
+    objective = objective or seeding(
+        model,
+        divergence(config.divergence, config.beta),
+        alpha=config.alpha,
+        temperature=config.temperature,
+        chunk=config.chunk,
+    )
+    learn = consolidate(
+        extract,
+        objective,
+        update,
+        trainable=_pool_path(receiver),
+        extra=lambda state: {"slot": state.anchors[sender].slot},
+        inner=config.inner,
+        epochs=config.epochs,
+        axis_name=axis_name,
+    )
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        state, metrics = learn.step(state, batch, key)
+        total, weight = metrics["loss"]
+        loss = (total / weight).astype(jnp.float32)  # NaN if every update was refused
+        anchor: Anchor = state.anchors[sender]
+        first = jnp.where(jnp.isnan(anchor.first_loss), loss, anchor.first_loss)
+        fields = {**vars(anchor), "first_loss": first, "last_loss": loss}
+        return state.replace(anchors={**state.anchors, sender: Anchor(**fields)}), metrics
+
+    return Phase(learn.init, step)

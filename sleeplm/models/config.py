@@ -1,0 +1,88 @@
+"""Shape of a model: a decoder-only backbone whose MLPs are a chain of memory levels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sleeplm.core import checks
+from sleeplm.memory.experts import DISPATCHES
+from sleeplm.memory.levels import LevelConfig, check_levels
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Backbone and levels.
+
+    Attributes:
+      vocab_size: V. d_model: D. n_layers: N. n_heads: H query heads.
+      n_kv_heads: key/value heads, a divisor of H (grouped-query attention).
+      head_dim: width of one head; 0 means D / H.
+      max_len: longest sequence the model is asked to handle (sizes the generation cache).
+      levels: memory levels, fastest first (Eq. 1).
+      wiring: ``sequential`` chains them, ``independent`` adds them side by side with learned
+        weights, ``nested`` runs the fastest, which restarts from the next slower one's weights
+        whenever that one moves.
+      tie_embeddings: the unembedding is the transposed embedding.
+      qk_norm: RMS-normalise queries and keys per head.
+      dtype: type of activations; param_dtype: type of parameters.
+      scan_layers: run the layers in one ``lax.scan`` (compiles once per block) instead of
+        unrolling them (faster for a few small layers).
+      remat: recompute each block in the backward pass instead of storing its activations.
+      dispatch: how tokens reach their experts, see :func:`sleeplm.memory.experts.apply_experts`.
+    """
+
+    vocab_size: int = 1024
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 0
+    max_len: int = 64
+    levels: list[LevelConfig] = dataclasses.field(default_factory=lambda: [LevelConfig()])
+    wiring: str = "sequential"
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: bool = False
+    dispatch: str = "auto"
+
+    @property
+    def width_of_head(self) -> int:
+        return self.head_dim or self.d_model // self.n_heads
+
+    def level(self, name: str) -> LevelConfig:
+        return next(level for level in self.levels if level.name == name)
+
+    def check(self, field: str) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "max_len"):
+            checks.positive(f"{field}.{name}", getattr(self, name))
+        checks.require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"{field}.n_kv_heads",
+            self.n_kv_heads,
+            f"use a divisor of n_heads ({self.n_heads})",
+        )
+        checks.require(
+            self.head_dim > 0 or (self.head_dim == 0 and self.d_model % self.n_heads == 0),
+            f"{field}.n_heads",
+            self.n_heads,
+            f"use a divisor of d_model ({self.d_model}) or set head_dim",
+        )
+        checks.require(
+            self.width_of_head % 2 == 0,
+            f"{field}.head_dim",
+            self.width_of_head,
+            "use an even width: rotary embeddings turn pairs",
+        )
+        checks.positive(f"{field}.rope_theta", self.rope_theta)
+        checks.positive(f"{field}.norm_eps", self.norm_eps)
+        checks.one_of(f"{field}.dtype", self.dtype, DTYPES)
+        checks.one_of(f"{field}.param_dtype", self.param_dtype, DTYPES)
+        checks.one_of(f"{field}.dispatch", self.dispatch, DISPATCHES)
+        check_levels(self.levels, self.wiring, f"{field}.levels")
