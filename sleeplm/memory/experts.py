@@ -87,7 +87,9 @@ def apply_experts(
     elif dispatch == "dense":
         chosen = jax.nn.one_hot(index, slots, dtype=x.dtype)
         mask = jnp.einsum("tk,tks->ts", weight, chosen)
-        low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(-1, slots, rank)
+        low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(
+            -1, slots, rank
+        )
         out = (low * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(slots * rank, d_model)
     else:
         out = _grouped(tokens, a, b, index, weight)

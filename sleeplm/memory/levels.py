@@ -128,7 +128,9 @@ def check_levels(levels: Sequence[LevelConfig], wiring: str, field: str) -> None
                 )
         if slow.period and not fast.period and what == "period":
             raise ConfigError(
-                f"{field}[{i + 1}].period", slow.period, "a level cannot be faster than the one before"
+                f"{field}[{i + 1}].period",
+                slow.period,
+                "a level cannot be faster than the one before",
             )
         if fast.night and not slow.slots:
             raise ConfigError(
@@ -138,7 +140,9 @@ def check_levels(levels: Sequence[LevelConfig], wiring: str, field: str) -> None
             )
     if levels[-1].night:
         raise ConfigError(
-            f"{field}[{len(levels) - 1}].night", levels[-1].night, "the slowest level has no receiver"
+            f"{field}[{len(levels) - 1}].night",
+            levels[-1].night,
+            "the slowest level has no receiver",
         )
     if wiring == "nested":
         widths = {(level.kind, level.width) for level in levels}

@@ -68,21 +68,15 @@ def require_room(table: SlotTable, level: str) -> None:
 
 
 def open_slot(table: SlotTable, slot: Array, night: Array) -> SlotTable:
-    return SlotTable(
-        active=table.active.at[slot].set(True), since=table.since.at[slot].set(night)
-    )
+    return SlotTable(active=table.active.at[slot].set(True), since=table.since.at[slot].set(night))
 
 
 def close_slot(table: SlotTable, slot: Array) -> SlotTable:
-    return SlotTable(
-        active=table.active.at[slot].set(False), since=table.since.at[slot].set(FREE)
-    )
+    return SlotTable(active=table.active.at[slot].set(False), since=table.since.at[slot].set(FREE))
 
 
 def close_all(table: SlotTable) -> SlotTable:
-    return SlotTable(
-        active=jnp.zeros_like(table.active), since=jnp.full_like(table.since, FREE)
-    )
+    return SlotTable(active=jnp.zeros_like(table.active), since=jnp.full_like(table.since, FREE))
 
 
 def fresh_slot(level: PyTree, slot: Array, key: Array, gate_bias: float) -> PyTree:

@@ -105,9 +105,7 @@ class SleepConfig:
         return self.updates // (self.inner * self.epochs)
 
     def check(self, field: str) -> None:
-        checks.require(
-            len(self.teachers) > 0, f"{field}.teachers", [], "name at least one teacher"
-        )
+        checks.require(len(self.teachers) > 0, f"{field}.teachers", [], "name at least one teacher")
         for i, teacher in enumerate(self.teachers):
             teacher.check(f"{field}.teachers[{i}]")
         checks.one_of(f"{field}.becomes", self.becomes, BECOMES)
@@ -135,9 +133,7 @@ class SleepConfig:
             )
         checks.one_of(f"{field}.judge", self.judge, JUDGES)
         checks.in_range(f"{field}.judge_threshold", self.judge_threshold, -1, 1)
-        checks.one_of(
-            f"{field}.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd")
-        )
+        checks.one_of(f"{field}.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd"))
         checks.fraction(f"{field}.beta", self.beta)
         divergence(self.divergence, self.beta)
         checks.positive(f"{field}.learning_rate", self.learning_rate)

@@ -100,9 +100,7 @@ def teacher_samples(
         )
         fresh = first_of_its_kind(samples.tokens, rows, axis_name)
         memory = graded(model, mentor, samples, source_id)
-        return jax.lax.stop_gradient(
-            with_weights(memory, memory.weights * fresh[:, None] * weight)
-        )
+        return jax.lax.stop_gradient(with_weights(memory, memory.weights * fresh[:, None] * weight))
 
     return stateless(extract)
 

@@ -165,9 +165,7 @@ def mean_pool(hidden: Array, mask: Array) -> Array:
     return total / jnp.maximum(jnp.sum(mask, axis=1), 1).astype(jnp.float32)
 
 
-def cosine_judge(
-    embed: Callable[[Variables, Array, Array], Array], threshold: float
-) -> Judge:
+def cosine_judge(embed: Callable[[Variables, Array, Array], Array], threshold: float) -> Judge:
     """A judge that asks for a cosine of at least ``threshold`` between two embeddings.
 
     Two empty sequences match; an empty one matches nothing else.

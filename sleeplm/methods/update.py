@@ -57,9 +57,7 @@ def every_k(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def optimizer(
-    config: Any, schedule: optax.Schedule | None = None
-) -> optax.GradientTransformation:
+def optimizer(config: Any, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:
     """The optimiser named by ``optimizer, learning_rate, weight_decay, b1, b2, clip``.
 
     ``schedule`` replaces the constant learning rate.
@@ -144,7 +142,9 @@ def only_slot(inner: optax.GradientTransformation) -> optax.GradientTransformati
     def init(params: PyTree) -> optax.OptState:
         return inner.init(take_slot(only_pool(params), jnp.int32(0)))
 
-    def update(grads: PyTree, state: optax.OptState, params: PyTree = None, *, slot: Array, **extra):
+    def update(
+        grads: PyTree, state: optax.OptState, params: PyTree = None, *, slot: Array, **extra
+    ):
         mine = None if params is None else take_slot(only_pool(params), slot)
         direction, state = inner.update(take_slot(only_pool(grads), slot), state, mine, **extra)
         zeros = jax.tree.map(jnp.zeros_like, only_pool(grads))

@@ -44,9 +44,7 @@ def restart_from_slower(config: ModelConfig):
         del batch, key
         now = state.counters["step"] + 1
         params = state.params
-        for fast, slow in reversed(
-            list(zip(config.levels[:-1], config.levels[1:], strict=True))
-        ):
+        for fast, slow in reversed(list(zip(config.levels[:-1], config.levels[1:], strict=True))):
             moved = jnp.asarray(due(now, slow.period, slow.offset))
             params = _copy_if(params, moved, slow.name, fast.name)
         return state.replace(params=params), {}

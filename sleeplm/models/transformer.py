@@ -111,7 +111,9 @@ class Model:
         else:
             caches = []
             for i in range(c.n_layers):
-                weights, noise = jax.tree.map(lambda leaf, i=i: leaf[i], (params["blocks"], explore))
+                weights, noise = jax.tree.map(
+                    lambda leaf, i=i: leaf[i], (params["blocks"], explore)
+                )
                 x, kv = block(x, (weights, noise, cache[i] if cache is not None else None))
                 caches.append(kv)
             cache = caches if cache is not None else None
