@@ -103,7 +103,7 @@ def consolidate(
         state = state.replace(private=state.private._replace(extract=kept))
         if inner * epochs == 1:
             return learn(state, memory)
-        groups = jax.tree.map(lambda x: x.reshape(inner, -1, *x.shape[1:]), memory)
+        groups = jax.tree.map(lambda x: jnp.asarray(x).reshape(inner, -1, *x.shape[1:]), memory)
 
         def take(state: State, i: Array):
             return learn(state, jax.tree.map(lambda x: x[i], groups))

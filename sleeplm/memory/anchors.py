@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core import checks
 from sleeplm.core.types import Array, Params, PyTree, Variables
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import SlotTable, close_all
@@ -75,6 +76,7 @@ def pool_of(params: Params, level: str) -> PyTree:
 
 def teacher_variables(variables: Variables, sender: str, receiver: str, state: str) -> Variables:
     """``variables`` of a teacher: the sender, and who is open, as in ``state`` (see TEACHERS)."""
+    checks.one_of("state", state, TEACHERS)
     anchor: Anchor = variables["anchors"][sender]
     slots = {**variables["slots"], receiver: anchor.receiver_slots}
     if state == "dusk":

@@ -1,8 +1,8 @@
 """A small reservoir of cues: short prefixes from which the model can re-tell what it knows.
 
 A cue is a few tokens, never an answer. The reservoir is part of the learner and its bytes are
-counted. Replacement is reservoir sampling by random priorities: whatever was offered, each cue
-was kept with equal chance.
+counted. Replacement is reservoir sampling by random priorities within each day, with equal room
+for every day: among the cues of a day, each is kept with equal chance.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from sleeplm.core.types import Array
 
 EMPTY = -2  # day of an unused entry
 BEFORE = -1  # day of cues known from before the first day
+
+GOLDEN = 0.6180339887498949  # strides that fill [0, 1) evenly, and independently of each other
+SILVER = 0.41421356237309503
 
 SOURCES = ("today", "past", "all", "none")
 
@@ -55,7 +58,7 @@ def empty_cues(capacity: int, width: int, bos: int) -> Cues:
 
 
 def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -> Cues:
-    """Offers new cues; the reservoir keeps the M of highest priority among old and new.
+    """Offers new cues. If not all fit, every day gives up its own until the days are even.
 
     Args:
       tokens: int32 [n, C]. length: int32 [n]; rows of length 0 are not offered.
@@ -70,16 +73,30 @@ def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -
         priority=jnp.where(length > 0, priority, -1.0),
     )
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cues, new)
-    order = jnp.argsort(-both.priority, stable=True)[:capacity]
+    # Place among the cues of the same day, by priority: the first places of all days are kept.
+    better = (both.day[:, None] == both.day[None]) & (both.priority[None] > both.priority[:, None])
+    place = jnp.where(both.day == EMPTY, len(both.day), better.sum(1))
+    order = jnp.argsort(place, stable=True)[:capacity]
     return jax.tree.map(lambda x: x[order], both)
 
 
-def draw(cues: Cues, source: str, today: Array, rows: Array, key: Array) -> tuple[Array, Array]:
-    """Cues for numbered rows: every eligible cue equally often, in an order drawn from ``key``.
+def draw(
+    cues: Cues,
+    source: str,
+    today: Array,
+    rows: Array,
+    key: Array,
+    uncued: Array | float = 0.0,
+) -> tuple[Array, Array]:
+    """Cues for numbered rows: every eligible day equally often, and every cue of a day.
+
+    Rows walk over the eligible cues in equal strides (the golden ratio), so that any number of
+    consecutive rows covers them evenly. All that came before the first day counts as one day.
 
     Args:
       source: ``today``, ``past`` (every earlier day), ``all`` or ``none`` (begin of text only).
       today: int32 scalar. rows: int32 [B], global row numbers, so that sharded rows agree.
+      uncued: share of rows that get the begin-of-text token only, whatever the source.
 
     Returns:
       tokens int32 [B, C] and lengths int32 [B]; the bare first token where nothing is eligible.
@@ -90,9 +107,21 @@ def draw(cues: Cues, source: str, today: Array, rows: Array, key: Array) -> tupl
         "all": cues.day != EMPTY,
         "none": jnp.zeros_like(cues.day, bool),
     }[source]
-    noise = jax.random.uniform(key, eligible.shape)
-    order = jnp.argsort(jnp.where(eligible, noise, 2.0 + noise))
-    count = eligible.sum()
-    picked = order[rows % jnp.maximum(count, 1)]
-    length = jnp.where(count > 0, cues.length[picked], 1)
-    return cues.tokens[picked], length
+    same_day = (cues.day[:, None] == cues.day[None]) & eligible[None]
+    share = jnp.where(eligible, 1.0 / jnp.maximum(same_day.sum(1), 1), 0.0)
+    shuffle_key, start_key = jax.random.split(key)
+    order = jax.random.permutation(shuffle_key, len(share))
+    edges = jnp.cumsum(share[order])
+    place = (jax.random.uniform(start_key) + _stride(rows, GOLDEN)) % 1.0 * edges[-1]
+    place = jnp.minimum(place, jnp.nextafter(edges[-1], 0.0))  # rounding must not step outside
+    picked = order[jnp.minimum(jnp.searchsorted(edges, place, side="right"), len(share) - 1)]
+    bare = ~eligible.any() | (_stride(rows, SILVER) < uncued)
+    length = jnp.where(bare, 1, cues.length[picked])
+    kept = jnp.arange(cues.tokens.shape[1]) < length[:, None]
+    return jnp.where(kept, cues.tokens[picked], 0), length
+
+
+def _stride(rows: Array, stride: float) -> Array:
+    """float32, the fraction of ``rows * stride``: exact to 32 bits however large the number is."""
+    turns = rows.astype(jnp.uint32) * jnp.uint32(round(stride * 2**32))
+    return turns.astype(jnp.float32) * 2.0**-32

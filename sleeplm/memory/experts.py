@@ -7,6 +7,8 @@ depend on how many are open.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -80,11 +82,12 @@ def apply_experts(
     tokens = x.reshape(-1, d_model)
     index = index.reshape(len(tokens), -1)
     weight = weight.reshape(len(tokens), -1).astype(x.dtype)
+    if dispatch == "gather":  # gather first, cast second: the cost must not grow with S
+        a, b = (experts[name][index].astype(x.dtype) for name in ("a", "b"))
+        low = jnp.einsum("td,tkdr->tkr", tokens, a) * weight[..., None]
+        return jnp.einsum("tkr,tkrd->td", low, b).reshape(x.shape)
     a, b = experts["a"].astype(x.dtype), experts["b"].astype(x.dtype)
-    if dispatch == "gather":
-        low = jnp.einsum("td,tkdr->tkr", tokens, a[index]) * weight[..., None]
-        out = jnp.einsum("tkr,tkrd->td", low, b[index])
-    elif dispatch == "dense":
+    if dispatch == "dense":
         chosen = jax.nn.one_hot(index, slots, dtype=x.dtype)
         mask = jnp.einsum("tk,tks->ts", weight, chosen)
         low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(
@@ -101,8 +104,20 @@ def _grouped(tokens: Array, a: Array, b: Array, index: Array, weight: Array) -> 
     order = jnp.argsort(index.reshape(-1), stable=True)
     token = order // index.shape[1]
     sizes = jnp.bincount(index.reshape(-1), length=a.shape[0])
-    low = jax.lax.ragged_dot(tokens[token], a, sizes) * weight.reshape(-1)[order][:, None]
+    rows, a, b, sizes = _mapped_together(tokens[token], a, b, sizes)
+    low = jax.lax.ragged_dot(rows, a, sizes) * weight.reshape(-1)[order][:, None]
     return jnp.zeros_like(tokens).at[token].add(jax.lax.ragged_dot(low, b, sizes))
+
+
+def _mapped_together(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays unchanged, but under ``vmap`` all are mapped over as soon as one of them is.
+
+    ``lax.ragged_dot`` cannot be vmapped over some of its operands only. The condition is
+    constantly true and the compiler drops it, forward and backward.
+    """
+    firsts = [x[(0,) * x.ndim] for x in arrays]
+    true = functools.reduce(jnp.logical_or, [first == first for first in firsts]) | True
+    return tuple(jnp.where(true, x, x) for x in arrays)
 
 
 def _pick(slots: int, tokens: int) -> str:

@@ -13,6 +13,7 @@ with the N layers of the model stacked in front. Levels are listed fastest first
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -28,6 +29,7 @@ KINDS = ("replace", "graft")
 OPTIMIZERS = ("adamw", "sgd")
 GATES = ("sigmoid", "softmax")
 WIRINGS = ("sequential", "nested", "independent")
+RESERVED = ("mix",)  # the weights of the independent wiring stand beside the levels
 
 
 @dataclasses.dataclass
@@ -72,16 +74,18 @@ class LevelConfig:
     gate_bias: float = 0.0
 
     def check(self, field: str) -> None:
+        named = isinstance(self.name, str) and self.name.isidentifier()
+        checks.require(named, f"{field}.name", self.name, "use letters, digits and _")
         checks.require(
-            self.name.isidentifier(), f"{field}.name", self.name, "use letters, digits and _"
+            self.name not in RESERVED, f"{field}.name", self.name, "this name is taken: use another"
         )
         checks.one_of(f"{field}.kind", self.kind, KINDS)
-        checks.positive(f"{field}.width", self.width)
-        for name in ("period", "night", "slots"):
-            value = getattr(self, name)
-            checks.require(value >= 0, f"{field}.{name}", value, "use 0 (none) or more")
+        checks.positive_integer(f"{field}.width", self.width)
+        for name in ("period", "offset", "night", "slots"):
+            checks.integer(f"{field}.{name}", getattr(self, name))
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.require(
-            0 <= self.offset < max(self.period, 1),
+            self.offset < max(self.period, 1),
             f"{field}.offset",
             self.offset,
             f"use 0 <= offset < period ({self.period})",
@@ -99,12 +103,13 @@ class LevelConfig:
         for name in ("b1", "b2"):
             checks.fraction(f"{field}.{name}", getattr(self, name))
         for name in ("weight_decay", "clip"):
-            value = getattr(self, name)
-            checks.require(value >= 0, f"{field}.{name}", value, "use 0 or more")
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        checks.finite(f"{field}.gate_bias", self.gate_bias)
         if self.slots:
-            checks.positive(f"{field}.rank", self.rank)
+            checks.positive_integer(f"{field}.rank", self.rank)
+            checks.positive_integer(f"{field}.top_k", self.top_k)
             checks.require(
-                1 <= self.top_k <= self.slots,
+                self.top_k <= self.slots,
                 f"{field}.top_k",
                 self.top_k,
                 f"use 1 <= top_k <= slots ({self.slots})",
@@ -113,20 +118,21 @@ class LevelConfig:
 
 def check_levels(levels: Sequence[LevelConfig], wiring: str, field: str) -> None:
     """Checks the chain as a whole (section 3: C(l) divides into C(l + 1), fastest first)."""
-    checks.one_of(f"{field.rpartition('.')[0]}.wiring", wiring, WIRINGS)
+    wiring_field = ".".join([*field.split(".")[:-1], "wiring"])
+    checks.one_of(wiring_field, wiring, WIRINGS)
     checks.require(len(levels) > 0, field, [], "name at least one level")
-    names = [level.name for level in levels]
-    checks.require(len(set(names)) == len(names), field, names, "give every level its own name")
     for i, level in enumerate(levels):
         level.check(f"{field}[{i}]")
-    for i, (fast, slow) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    names = [level.name for level in levels]
+    checks.require(len(set(names)) == len(names), field, names, "give every level its own name")
+    for i, (fast, slow) in enumerate(itertools.pairwise(levels)):
         for what in ("period", "night"):
             f, s = getattr(fast, what), getattr(slow, what)
             if f and s and s % f:
                 raise ConfigError(
                     f"{field}[{i + 1}].{what}", s, f"use a multiple of {fast.name}'s {what} ({f})"
                 )
-        if slow.period and not fast.period and what == "period":
+        if slow.period and not fast.period:
             raise ConfigError(
                 f"{field}[{i + 1}].period",
                 slow.period,
@@ -148,7 +154,7 @@ def check_levels(levels: Sequence[LevelConfig], wiring: str, field: str) -> None
         widths = {(level.kind, level.width) for level in levels}
         checks.require(
             len(widths) == 1,
-            f"{field.rpartition('.')[0]}.wiring",
+            wiring_field,
             wiring,
             "nested levels hold one another's initial state: give all the same kind and width",
         )
@@ -193,8 +199,9 @@ def labels(params: Params) -> PyTree:
 def copy_base(params: Params, source: str, target: str) -> Params:
     """Level stacking: ``target``'s MLP starts as a copy of ``source``'s (section 3)."""
     donor = get_level(params, source)
-    changed = {**get_level(params, target), "base": donor["base"], "norm": donor["norm"]}
-    return with_levels(params, {target: jax.tree.map(jnp.asarray, changed)})
+    # Copies, not shared arrays: a buffer that stands in a state twice cannot be donated.
+    copied = jax.tree.map(jnp.copy, {"base": donor["base"], "norm": donor["norm"]})
+    return with_levels(params, {target: {**get_level(params, target), **copied}})
 
 
 def sender_of(levels: Sequence[LevelConfig], receiver: str) -> str | None:
@@ -208,5 +215,4 @@ def due(step: Array | int, every: int, offset: int = 0) -> Array | bool:
     """True after ``step`` wake steps if a clock of period ``every`` strikes; never for 0."""
     if every == NEVER:
         return False
-    shifted = step - offset
-    return (shifted > 0) & (shifted % every == 0)
+    return (step > 0) & ((step - offset) % every == 0)

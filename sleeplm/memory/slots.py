@@ -55,6 +55,7 @@ def oldest(table: SlotTable, n: int) -> Array:
 
 
 def is_full(table: SlotTable) -> Array:
+    """bool scalar: every slot is open."""
     return table.active.all()
 
 
@@ -68,21 +69,26 @@ def require_room(table: SlotTable, level: str) -> None:
 
 
 def open_slot(table: SlotTable, slot: Array, night: Array) -> SlotTable:
+    """The ledger with ``slot`` open since ``night``."""
     return SlotTable(active=table.active.at[slot].set(True), since=table.since.at[slot].set(night))
 
 
 def close_slot(table: SlotTable, slot: Array) -> SlotTable:
+    """The ledger with ``slot`` free."""
     return SlotTable(active=table.active.at[slot].set(False), since=table.since.at[slot].set(FREE))
 
 
 def close_all(table: SlotTable) -> SlotTable:
+    """The ledger with every slot free."""
     return SlotTable(active=jnp.zeros_like(table.active), since=jnp.full_like(table.since, FREE))
 
 
 def fresh_slot(level: PyTree, slot: Array, key: Array, gate_bias: float) -> PyTree:
-    """A level whose expert ``slot`` is new: A random, B zero (the function stays), router neutral.
+    """A level whose expert ``slot`` is new: A random, B zero, router neutral.
 
-    ``level`` is the level's subtree (see :mod:`sleeplm.memory.levels`).
+    With sigmoid gates the function stays as it was, as long as ``top_k`` has room for every open
+    expert. With softmax gates the newcomer takes its share of the one unit of weight; the lower
+    ``gate_bias``, the smaller. ``level`` is the level's subtree (see :mod:`sleeplm.memory.levels`).
     """
     a, b = level["experts"]["a"], level["experts"]["b"]
     layers, _, d_model, rank = a.shape

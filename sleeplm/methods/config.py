@@ -24,17 +24,21 @@ class TeacherConfig:
       source: which cues it tells from, see :data:`sleeplm.memory.cues.SOURCES`.
       weight: of its tokens in the loss.
       imitate: whether its sequences are also used for learning to imitate (if alpha < 1).
+      uncued: share of its sequences that start from the begin-of-text token alone: texts that
+        do not begin with their cue are only ever told so.
     """
 
     state: str = "dusk"
     source: str = "today"
     weight: float = 1.0
     imitate: bool = True
+    uncued: float = 0.0
 
     def check(self, field: str) -> None:
         checks.one_of(f"{field}.state", self.state, TEACHERS)
         checks.one_of(f"{field}.source", self.source, SOURCES)
         checks.positive(f"{field}.weight", self.weight)
+        checks.fraction(f"{field}.uncued", self.uncued)
 
 
 @dataclasses.dataclass
@@ -56,7 +60,7 @@ class SleepConfig:
       judge: ``exact`` (same text up to the stop token) or ``cosine`` of mean-pooled states of the
         frozen start model, at least ``judge_threshold``.
       divergence: ``forward_kl``, ``reverse_kl`` or ``jsd`` (with ``beta``).
-      max_new: longest text sampled from a cue, in tokens.
+      length: L, longest remembered sequence in tokens, cue and stop token included.
       temperature, top_k: of all sampling.
       learning_rate, optimizer, weight_decay, b1, b2, clip: of the new expert.
       decay: lower the learning rate linearly to 0 over the night.
@@ -83,7 +87,7 @@ class SleepConfig:
     judge_threshold: float = 0.9
     divergence: str = "forward_kl"
     beta: float = 0.5
-    max_new: int = 32
+    length: int = 32
     temperature: float = 1.0
     top_k: int = 0
     learning_rate: float = 1e-2
@@ -109,7 +113,7 @@ class SleepConfig:
         for i, teacher in enumerate(self.teachers):
             teacher.check(f"{field}.teachers[{i}]")
         checks.one_of(f"{field}.becomes", self.becomes, BECOMES)
-        for name in ("rows", "inner", "epochs", "max_new", "reservoir", "chunk", "updates"):
+        for name in ("rows", "inner", "epochs", "length", "reservoir", "chunk", "updates"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
         step = self.inner * self.epochs
         checks.require(
@@ -122,7 +126,10 @@ class SleepConfig:
             checks.fraction(f"{field}.{name}", getattr(self, name))
         for name in ("z0", "temperature", "weight_decay", "clip", "rollback", "top_k"):
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        checks.integer(f"{field}.top_k", self.top_k)
         if self.alpha < 1:
+            # The score function divides by the temperature that the continuations were drawn at.
+            checks.positive(f"{field}.temperature", self.temperature)
             checks.at_least(f"{field}.group", self.group, 2)
             checks.divides(f"{field}.group", self.group, self.rows, "rows")
             checks.require(
@@ -141,7 +148,13 @@ class SleepConfig:
         for name in ("b1", "b2"):
             checks.fraction(f"{field}.{name}", getattr(self, name))
         checks.one_of(f"{field}.pool", self.pool, POOLS)
-        checks.at_least(f"{field}.cue_tokens", self.cue_tokens, 1)
+        checks.positive_integer(f"{field}.cue_tokens", self.cue_tokens)
+        checks.require(
+            self.length > self.cue_tokens,
+            f"{field}.length",
+            self.length,
+            f"leave room for something to tell after a cue of cue_tokens = {self.cue_tokens}",
+        )
 
 
 def paper_v2(**changes) -> SleepConfig:

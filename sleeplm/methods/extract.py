@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core import checks
 from sleeplm.core.losses import leave_one_out
 from sleeplm.core.types import Array, Extract, Memory, PyTree, Variables
 from sleeplm.memory.anchors import teacher_variables
@@ -63,9 +64,10 @@ def teacher_samples(
     teacher: str,
     source: str,
     source_id: int,
+    uncued: Array | float = 0.0,
     weight: Array | float = 1.0,
     writer: str = "teacher",
-    max_new: int,
+    length: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
     eos: int = 2,
@@ -78,14 +80,17 @@ def teacher_samples(
 
     Args:
       pair: (sender, receiver). teacher: a state of :data:`sleeplm.memory.anchors.TEACHERS`.
-      source: which cues, see :data:`sleeplm.memory.cues.SOURCES`.
+      source: which cues, see :data:`sleeplm.memory.cues.SOURCES`; uncued: share of rows without.
       weight: of every token of these rows in the loss.
+      length: tokens of a remembered sequence at most, cue and stop token included (L).
     """
 
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
         rows = batch["rows"].reshape(-1)
         cue_key, sample_key = jax.random.split(key)
-        prompts, lengths = draw(variables["cues"], source, batch["today"], rows, cue_key)
+        prompts, lengths = draw(
+            variables["cues"], source, batch["today"], rows, cue_key, uncued
+        )
         mentor = teacher_variables(variables, *pair, teacher)
         samples = generate(
             model,
@@ -93,11 +98,12 @@ def teacher_samples(
             prompts,
             lengths,
             row_keys(sample_key, rows),
-            max_new=max_new,
+            max_new=length - 1,
             temperature=temperature,
             top_k=top_k,
             eos=eos,
         )
+        samples = crop(samples, length)
         fresh = first_of_its_kind(samples.tokens, rows, axis_name)
         memory = graded(model, mentor, samples, source_id)
         return jax.lax.stop_gradient(with_weights(memory, memory.weights * fresh[:, None] * weight))
@@ -113,10 +119,11 @@ def imitation(
     teacher: str,
     source: str,
     source_id: int,
+    uncued: Array | float = 0.0,
     group: int,
     gamma: Array | float,
     z0: Array | float,
-    max_new: int,
+    length: int,
     temperature: Array | float = 1.0,
     eos: int = 2,
     weight: Array | float = 1.0,
@@ -128,15 +135,19 @@ def imitation(
     """
 
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
+        checks.divides("group", group, batch["rows"].shape[-1], "rows of a minibatch and device")
         rows = batch["rows"].reshape(-1)
         leaders = rows[::group]
         cue_key, teach_key, cut_key, sample_key = jax.random.split(key, 4)
-        prompts, lengths = draw(variables["cues"], source, batch["today"], leaders, cue_key)
+        prompts, lengths = draw(
+            variables["cues"], source, batch["today"], leaders, cue_key, uncued
+        )
         mentor = teacher_variables(variables, *pair, teacher)
         told = generate(
             model, mentor, prompts, lengths, row_keys(teach_key, leaders),
-            max_new=max_new, temperature=temperature, eos=eos,
+            max_new=length - 1, temperature=temperature, eos=eos,
         )  # fmt: skip
+        told = crop(told, length)
         where = jax.vmap(jax.random.uniform)(row_keys(cut_key, leaders))
         room = jnp.maximum(told.length - told.start, 1)
         cut = told.start + (where * room).astype(jnp.int32)
@@ -149,9 +160,9 @@ def imitation(
         prefix = jnp.where(index < cut[:, None], tokens, 0)
         own = generate(
             model, variables, prefix, cut, row_keys(sample_key, rows),
-            max_new=max_new, temperature=temperature, eos=eos,
+            max_new=length - 1, temperature=temperature, eos=eos,
         )  # fmt: skip
-        own = crop(own, tokens.shape[1])
+        own = crop(own, length)
         told_mask = (index >= cut[:, None]) & (index < end[:, None])
         r_sem = judge(variables, own.tokens, own.written, tokens, told_mask)
         a, a_length = tail_of(own.tokens, own.start, own.length)
@@ -191,6 +202,7 @@ def crop(samples: Samples, length: int) -> Samples:
 
 
 def with_weights(memory: Memory, weights: Array) -> Memory:
+    """The memory with other loss weights, float32 [B, L]."""
     return Memory(**{**vars(memory), "weights": weights})
 
 

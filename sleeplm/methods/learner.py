@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -58,14 +59,10 @@ def learner(
     """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5)."""
     levels = model.config.levels
     awake = wake(model, chunk=chunk, axis_name=axis_name)
-    pairs = [
-        (fast.name, slow.name)
-        for fast, slow in zip(levels[:-1], levels[1:], strict=True)
-        if fast.night
-    ]
+    pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
     nights = {s: night(model, config, s, r, axis_name=axis_name) for s, r in pairs}
     merging = config.pool == "merge_oldest"
-    merges = {s: merge_night(model, config, s, r) for s, r in pairs} if merging else {}
+    merges = {s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if merging}
 
     def init(params: Params, key: Array) -> State:
         slots = model.init_slots()

@@ -12,6 +12,7 @@ whole night as one phase.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -105,7 +106,14 @@ def night(
     return Night(begin, seed, end)
 
 
-def merge_night(model: Model, config: SleepConfig, sender: str, receiver: str) -> Night:
+def merge_night(
+    model: Model,
+    config: SleepConfig,
+    sender: str,
+    receiver: str,
+    *,
+    axis_name: str | None = None,
+) -> Night:
     """Distils the receiver's two oldest experts into one, which frees a slot (``merge_oldest``).
 
     The teacher is the learner with its whole pool; the student keeps the oldest slot, trained on,
@@ -113,9 +121,10 @@ def merge_night(model: Model, config: SleepConfig, sender: str, receiver: str) -
     """
     pair = (sender, receiver)
     teachers = [TeacherConfig("dawn", "past", 1.0, False)]
-    extract = teachings(model, config, pair, teachers, None)
+    config = dataclasses.replace(config, alpha=1.0)  # nothing to imitate, all to keep
+    extract = teachings(model, config, pair, teachers, axis_name)
     update = only_slot(optimizer(config, decay_over(config)))
-    seed = _seed(model, config, pair, extract, None, update, None)
+    seed = _seed(model, config, pair, extract, None, update, axis_name)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         first, second = oldest(state.slots[receiver], 2)
@@ -172,7 +181,7 @@ def teachings(
 ) -> Extract:
     """The night's data: per teacher its samples, student rollouts (lambda), continuations."""
     common = {
-        "max_new": config.max_new,
+        "length": config.length,
         "temperature": config.temperature,
         "top_k": config.top_k,
         "axis_name": axis_name,
@@ -180,8 +189,9 @@ def teachings(
     parts: list[Extract] = []
     for i, teacher in enumerate(teachers):
         told = {"teacher": teacher.state, "source": teacher.source, "source_id": i}
+        told["uncued"] = teacher.uncued
         for writer, share in (("teacher", 1.0 - config.lam), ("student", config.lam)):
-            if isinstance(share, float) and share == 0:
+            if isinstance(share, int | float) and share == 0:
                 continue
             parts.append(
                 teacher_samples(
@@ -198,7 +208,7 @@ def teachings(
                     group=config.group,
                     gamma=config.gamma,
                     z0=config.z0,
-                    max_new=config.max_new,
+                    length=config.length,
                     temperature=config.temperature,
                     weight=teacher.weight,
                 )
@@ -251,7 +261,10 @@ def evening_of(state: State, pair: tuple[str, str]) -> State:
 
 
 def went_well(anchor: Anchor, factor: float) -> Array:
-    """float32 1 unless the night's loss ended not finite, or ``factor`` times where it began."""
+    """float32 1 unless the night's loss ended not finite, or ``factor`` times where it began.
+
+    The loss is the divergence from the teachers, where the objective reports one.
+    """
     limit = jnp.maximum(factor * anchor.first_loss, 1e-3) if factor else jnp.inf
     return (jnp.isfinite(anchor.last_loss) & (anchor.last_loss <= limit)).astype(jnp.float32)
 
@@ -291,7 +304,7 @@ def _forget_moments(state: State, update: optax.GradientTransformation, pair) ->
 
 
 def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
-    """``consolidate`` over one slot, with the night's loss written into the anchor."""
+    """``consolidate`` over one slot, with the night's divergence written into the anchor."""
     sender, receiver = pair
     objective = objective or seeding(
         model,
@@ -313,7 +326,8 @@ def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
 
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         state, metrics = learn.step(state, batch, key)
-        total, weight = metrics["loss"]
+        # The loss may hold a score function, whose value means nothing.
+        total, weight = metrics.get("divergence", metrics["loss"])
         loss = (total / weight).astype(jnp.float32)  # NaN if every update was refused
         anchor: Anchor = state.anchors[sender]
         first = jnp.where(jnp.isnan(anchor.first_loss), loss, anchor.first_loss)

@@ -74,6 +74,7 @@ def optimizer(config: Any, schedule: optax.Schedule | None = None) -> optax.Grad
 
 
 def base_label(level: str) -> str:
+    """Label, in :func:`level_updates`, of what moves awake in a level."""
     return f"{level}/base"
 
 

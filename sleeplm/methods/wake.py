@@ -29,9 +29,9 @@ def wake(model: Model, *, chunk: int = 128, axis_name: str | None = None) -> Pha
         trainable=moves_awake(levels),
         axis_name=axis_name,
     )
-    if model.config.wiring == "nested":
-        absorb = chain(absorb, from_function(restart_from_slower(model.config)))
-    return chain(absorb, tick("step"))
+    if model.config.wiring != "nested":
+        return chain(absorb, tick("step"))
+    return chain(absorb, from_function(restart_from_slower(model.config)), tick("step"))
 
 
 def restart_from_slower(config: ModelConfig):

@@ -61,7 +61,9 @@ class ModelConfig:
 
     def check(self, field: str) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "max_len"):
-            checks.positive(f"{field}.{name}", getattr(self, name))
+            checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        checks.integer(f"{field}.head_dim", self.head_dim)
+        checks.at_least(f"{field}.head_dim", self.head_dim, 0)
         checks.require(
             self.n_heads % self.n_kv_heads == 0,
             f"{field}.n_kv_heads",
@@ -69,7 +71,7 @@ class ModelConfig:
             f"use a divisor of n_heads ({self.n_heads})",
         )
         checks.require(
-            self.head_dim > 0 or (self.head_dim == 0 and self.d_model % self.n_heads == 0),
+            self.head_dim > 0 or self.d_model % self.n_heads == 0,
             f"{field}.n_heads",
             self.n_heads,
             f"use a divisor of d_model ({self.d_model}) or set head_dim",

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from sleeplm.core.types import Array
 from sleeplm.memory.experts import apply_experts, route
 from sleeplm.memory.levels import LevelConfig
+from sleeplm.models.cache import cached_attention
 from sleeplm.models.config import ModelConfig
+from sleeplm.models.linear import matmul
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -39,6 +41,8 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 class RMSNorm(nn.Module):
+    """:func:`rms_norm` with a learned scale."""
+
     eps: float
     param_dtype: Any
 
@@ -58,7 +62,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        return x @ self.param("kernel", self.init, shape, self.param_dtype).astype(x.dtype)
+        return matmul(x, self.param("kernel", self.init, shape, self.param_dtype).astype(x.dtype))
 
 
 class Attention(nn.Module):
@@ -68,7 +72,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, rope, mask, cache, at):
-        """x [B, L, D], mask bool [B, 1, L, T]; cache {"k", "v"} [B, T, KV, W] or None.
+        """x [B, L, D], mask bool [B, 1, L, T]; cache of one layer (``empty_cache``) or None.
 
         With a cache, this call's keys and values are written at time ``at`` and attention runs
         over the whole cache (T), else over the call's own L = T positions.
@@ -84,11 +88,10 @@ class Attention(nn.Module):
             q = RMSNorm(c.norm_eps, pdt, name="q_norm")(q)
             k = RMSNorm(c.norm_eps, pdt, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k.astype(cache["k"].dtype), at, 1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v.astype(cache["v"].dtype), at, 1)
-            cache = {"k": k, "v": v}
-        out = jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask)
+        if cache is None:
+            out = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        else:
+            out, cache = cached_attention(q, k, v, mask, cache, at)
         out = Linear(c.d_model, pdt, name="o")(out.reshape(batch, length, -1))
         return out, cache
 

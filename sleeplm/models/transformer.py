@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sleeplm.core.types import Array, Params, PyTree, Variables
 from sleeplm.memory.slots import SlotTable, init_slots
+from sleeplm.models.cache import empty_cache
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.layers import Block, rms_norm, rotary
 
@@ -104,7 +105,7 @@ class Model:
             return Block(c).apply({"params": weights}, x, active, noise, rope, mask, kv, at)
 
         if c.remat:
-            block = jax.checkpoint(block)
+            block = jax.checkpoint(block, prevent_cse=not c.scan_layers)
         x = params["embed"][tokens].astype(dtype)
         if c.scan_layers:
             x, cache = jax.lax.scan(block, x, (params["blocks"], explore, cache))
@@ -123,11 +124,12 @@ class Model:
         """Empty key/value cache: per layer (stacked if layers are scanned) {"k", "v"}."""
         c = self.config
 
-        def empty(*lead: int) -> PyTree:
-            shape = (*lead, batch, length, c.n_kv_heads, c.width_of_head)
-            return {name: jnp.zeros(shape, jnp.dtype(c.dtype)) for name in ("k", "v")}
+        def empty(_=None) -> PyTree:
+            return empty_cache(batch, length, c.n_kv_heads, c.width_of_head, jnp.dtype(c.dtype))
 
-        return empty(c.n_layers) if c.scan_layers else [empty() for _ in range(c.n_layers)]
+        if c.scan_layers:
+            return jax.vmap(empty)(jnp.arange(c.n_layers))
+        return [empty() for _ in range(c.n_layers)]
 
     def logits(self, variables: Variables, tokens: Array, segments: Array | None = None) -> Array:
         """Logits float32 [B, L, V]; for whole sequences, prefer the chunked losses."""

@@ -83,7 +83,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def digest(config: Any) -> str:
     """SHA-256 of the configuration's values, in hexadecimal: equal for equal configurations."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return digest_of(to_dict(config))
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """SHA-256 of plain values (see :func:`to_dict`), in hexadecimal."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,49 @@
+"""Does it remember, many nights later?
+
+Each day the learner reads a day's facts; each night it sleeps; at the end it is asked about every
+day, in wordings it has never seen. Arms: ``sleep`` and ``wake_only`` (same days, no nights).
+
+    sleeplm run experiments/retention.py
+    sleeplm run experiments/retention.py --config.world=biographies --config.days=6
+"""
+
+from sleeplm.methods.config import SleepConfig, TeacherConfig
+from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.models.config import ModelConfig
+from sleeplm.runtime.retention import DayConfig, RetentionConfig, default_levels
+
+
+def get_config() -> RetentionConfig:
+    """Settings of the retention run."""
+    day = DayConfig(steps=90, batch=16, length=64, chunk=30)
+    return RetentionConfig(
+        world="atlas",
+        days=4,
+        facts_per_day=60,
+        model=ModelConfig(
+            vocab_size=1024,
+            d_model=128,
+            n_layers=4,
+            n_heads=4,
+            n_kv_heads=2,
+            max_len=64,
+            levels=default_levels(day.steps, slots=8),
+        ),
+        pretrain=PretrainConfig(steps=1000, batch=16, length=64, chunk=20),
+        day=day,
+        sleep=SleepConfig(
+            teachers=[
+                TeacherConfig("dusk", "today", 1.0, True, 0.3),
+                TeacherConfig("dawn", "past", 1.0, False, 0.3),
+            ],
+            updates=192,
+            rows=16,
+            inner=16,
+            epochs=2,
+            lam=0.0,
+            alpha=1.0,
+            length=26,
+            cue_tokens=8,
+            reservoir=256,
+        ),
+    )

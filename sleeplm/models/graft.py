@@ -1,0 +1,64 @@
+"""Putting memory levels onto a model that has been trained without them (level stacking)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import Array, Params
+from sleeplm.memory.levels import copy_base
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.transformer import Model
+
+
+def backbone_config(config: ModelConfig) -> ModelConfig:
+    """The plain model under a configuration: its ``replace`` levels, frozen, without experts.
+
+    In the nested wiring all levels start as one and the same MLP, so the backbone has one.
+    """
+    plain = [
+        dataclasses.replace(lv, period=0, offset=0, night=0, slots=0)
+        for lv in config.levels
+        if lv.kind == "replace"
+    ]
+    if config.wiring == "nested":
+        plain = plain[-1:]
+    if not plain:
+        raise ConfigError(
+            "model.levels", [lv.name for lv in config.levels], "one level must be of kind 'replace'"
+        )
+    return dataclasses.replace(config, levels=plain, wiring="sequential")
+
+
+def graft(model: Model, backbone: Params, key: Array) -> Params:
+    """Parameters of ``model`` around those of a trained backbone.
+
+    Levels and experts that the backbone lacks are fresh. Grafted levels and closed experts add
+    exactly nothing, so the function is the backbone's, bit for bit. In the nested wiring every
+    level starts as a copy of the backbone's MLP.
+
+    Args:
+      backbone: parameters of a model of :func:`backbone_config`.
+    """
+    fresh = model.init(key)
+    donors = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(backbone)}
+    taken = set()
+
+    def take(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path)
+        if name not in donors:
+            return leaf
+        taken.add(name)
+        return jnp.copy(donors[name])  # the learner's buffers are donated, the backbone's not
+
+    params = jax.tree_util.tree_map_with_path(take, fresh)
+    if missing := sorted(set(donors) - taken):
+        raise ConfigError("backbone", missing[0], "the model has no such parameter")
+    levels = model.config.levels
+    if model.config.wiring == "nested":
+        for level in levels[:-1]:
+            params = copy_base(params, levels[-1].name, level.name)
+    return params

@@ -1,0 +1,157 @@
+"""The ``sleeplm`` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from sleeplm.core.errors import ConfigError, SleepError
+
+DESCRIPTION = """\
+sleeplm: language models that keep learning after they ship.
+
+Awake, a model absorbs a stream into fast memory levels; asleep, it moves what they hold into
+fresh experts of slower levels. `run` carries out an experiment file, `report` shows what came out.
+"""
+
+EXAMPLES = """\
+examples:
+  sleeplm run experiments/retention.py
+  sleeplm run experiments/retention.py --config.world=biographies --config.days=6
+  sleeplm run experiments/retention.py --workdir runs/mine --resume
+  sleeplm report runs/mine
+
+An experiment file is Python with a function get_config() that returns the settings; every one of
+them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=320 or
+'--config.model.levels[0].width=128'. Ctrl-C saves and leaves; --resume goes on from there.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main_parser = argparse.ArgumentParser(
+        prog="sleeplm",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="carry out an experiment file",
+        description="Carries out an experiment and writes its report.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("config", help="Python file with get_config(); FILE:NAME calls get_config(NAME)")
+    run.add_argument(
+        "--workdir", help="where results and checkpoints go (default: runs/NAME-DATE-TIME)"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on where a run in --workdir stopped, or start it"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    report = commands.add_parser(
+        "report", help="write the report of a finished run again and print it"
+    )
+    report.add_argument("run", help="a run directory")
+    report.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+      Exit status: 0 done; 2 a setting, an input or a run directory that has to be mended (one
+      line says which); 128 + n after signal n, with everything saved.
+    """
+    options, rest = parser().parse_known_args(arguments)
+    try:
+        overrides = _overrides(rest, options.command)
+        if options.command == "report":
+            return _report(options)
+        return _run(options, overrides)
+    except SleepError as error:
+        if options.debug:
+            raise
+        print(f"sleeplm: {error}", file=sys.stderr)
+        return 2
+
+
+def _overrides(rest: Sequence[str], command: str) -> list[str]:
+    """The ``--config.…`` arguments; anything else is a mistake."""
+    after_flag = False
+    for text in rest:
+        ok = text.startswith("--config.") or (after_flag and not text.startswith("-"))
+        if not ok or command != "run":
+            raise ConfigError("argument", text, "unknown; settings are --config.FIELD=VALUE")
+        after_flag = "=" not in text
+    return list(rest)
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    _quiet_libraries()
+    # Imported here: `sleeplm --help` should not wait for jax.
+    from sleeplm.runtime.config import check, load_config
+    from sleeplm.runtime.lifecycle import Stopped, StopRequest
+    from sleeplm.runtime.run import Run
+
+    config = load_config(options.config, overrides)
+    if not callable(getattr(config, "run", None)):
+        raise ConfigError("config", options.config, "get_config() must return a job: it has no run()")
+    check(config)
+    if options.resume and not options.workdir:
+        raise ConfigError("resume", "", "say which run: --workdir DIR")
+    name = pathlib.Path(options.config.partition(":")[0]).stem
+    directory = options.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stop = StopRequest()
+    with stop.listening():
+        try:
+            run = Run(
+                pathlib.Path(directory).expanduser(),
+                config,
+                resume=options.resume,
+                quiet=options.quiet,
+                stop=stop,
+            )
+            config.run(run)
+        except Stopped as stopped:
+            again = f"sleeplm run {options.config} --workdir {directory} --resume"
+            print(f"sleeplm: stopped by {stopped}; saved. Go on with: {again}", file=sys.stderr)
+            return 128 + stopped.signum
+    print(_summary(pathlib.Path(directory)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sleeplm.runtime.report import read_results, write_report
+
+    directory = pathlib.Path(options.run).expanduser()
+    write_report(directory, read_results(directory))
+    print(_summary(directory))
+    return 0
+
+
+def _summary(directory: pathlib.Path) -> str:
+    from sleeplm.runtime.report import PAGE
+
+    page = (directory / PAGE).read_text()
+    return f"{page}\nReport, figures and picture: {directory}"
+
+
+def _quiet_libraries() -> None:
+    """Warnings of libraries about machines without accelerators help nobody here."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A run directory: its configuration, metrics, checkpoints, and the stages it goes through."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sleeplm.core.errors import CheckpointError, ConfigError
+from sleeplm.core.types import PyTree
+from sleeplm.runtime import config as configs
+from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.lifecycle import Chronicle, Moment, StopRequest, live, require_same
+from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
+
+CONFIG, METRICS, TIMINGS, CHECKPOINTS = "config.json", "metrics.jsonl", "timings.jsonl", "checkpoints"
+#: Settings that change how a run is kept, not what it computes: they may differ on --resume.
+HOUSEKEEPING = ("cache", "save_seconds", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a run with a state of its own.
+
+    Attributes:
+      name: names its checkpoints and its lines in the metrics.
+      newborn: makes the state that the stage starts from (also the shape that is restored).
+      agenda: its moments. stream: object with ``checkpointable`` and ``restore``.
+    """
+
+    name: str
+    newborn: Callable[[], PyTree]
+    agenda: list[Moment]
+    stream: Any
+
+
+class Run:
+    """One run of a configuration in a directory.
+
+    Args:
+      directory: made if missing.
+      config: the configuration dataclass; its values are saved beside the results.
+      resume: go on where an earlier process stopped (or start, if there was none).
+      quiet: show nothing.
+
+    Raises:
+      ConfigError: the directory holds a run already and ``resume`` is off.
+      CheckpointError: the directory holds a run of another configuration.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        config: Any,
+        *,
+        resume: bool = False,
+        quiet: bool = False,
+        stop: StopRequest | None = None,
+    ):
+        self.directory = directory.absolute()
+        self.config = configs.to_dict(config)
+        lasting = {k: v for k, v in self.config.items() if k not in HOUSEKEEPING}
+        self.digest = configs.digest_of(lasting)
+        self.keep, self.save_seconds = config.keep, config.save_seconds
+        self._quiet, self._stop = quiet, stop or StopRequest()
+        self._log: MetricsLog | None = None
+        self._timings: MetricsLog | None = None
+        self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
+        self._visited: set[str] = set()
+        self._claim(resume)
+
+    def _claim(self, resume: bool) -> None:
+        saved = self.directory / CONFIG
+        if saved.exists():
+            if not resume:
+                raise ConfigError(
+                    "workdir", str(self.directory), "holds a run: add --resume or name another"
+                )
+            try:
+                before = json.loads(saved.read_text())["digest"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{saved}: cannot be read; name another --workdir") from error
+            if before != self.digest:
+                raise CheckpointError(
+                    f"{self.directory}: holds a run of another configuration (see {CONFIG}); "
+                    "resume it with its own, or name another --workdir"
+                )
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"digest": self.digest, "config": self.config}, indent=1)
+        partial = saved.with_suffix(".partial")
+        partial.write_text(text + "\n")
+        partial.replace(saved)
+
+    def say(self, text: str) -> None:
+        """A line for people, on standard error."""
+        with Progress(1, quiet=self._quiet) as progress:
+            progress.print(text)
+
+    def has(self, stage: str) -> bool:
+        """Whether the stage was begun in this directory."""
+        return any((self.directory / CHECKPOINTS / stage).glob("[0-9]*"))
+
+    def seconds(self, stage: str) -> dict[str, float]:
+        """Seconds that the stage's moments took, over all processes that worked on it."""
+        path = self.directory / TIMINGS
+        records = read_metrics(path) if path.exists() else []
+        spent = [r["seconds"] for r in records if r["stage"] == stage]
+        return {"total": float(sum(spent))}
+
+    def stage(self, stage: Stage) -> PyTree:
+        """Runs a stage, or what is left of it, and returns its last state."""
+        self._visited.add(stage.name)
+        state, start = stage.newborn(), 0
+        with self._checkpoints(stage.name) as checkpoints:
+            if checkpoints.steps():
+                restored = checkpoints.restore(state)
+                meta = restored.metadata
+                require_same(meta, self.digest, stage.agenda, f"{checkpoints.directory}")
+                state, start = restored.learner, meta["position"]
+                self._reached = (meta["metrics_bytes"], meta["timings_bytes"])
+                if stage.stream is not None and restored.stream is not None:
+                    stage.stream.restore(restored.stream)
+                if start == len(stage.agenda):
+                    return state
+                self.say(f"{stage.name}: going on from {start}/{len(stage.agenda)}")
+            self._forget_later()
+            total = sum(moment.cost for moment in stage.agenda)
+            done = sum(moment.cost for moment in stage.agenda[:start])
+            with self._logs(), Progress(total, done, quiet=self._quiet) as progress:
+                chronicle = Chronicle(
+                    self._log, self._timings, progress, self.digest, self.save_seconds, self._stop
+                )
+                state = live(
+                    state,
+                    stage.agenda,
+                    chronicle,
+                    checkpoints,
+                    stage=stage.name,
+                    start=start,
+                    stream=stage.stream,
+                )
+                self._reached = (self._log.position, self._timings.position)
+        return state
+
+    def _checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.directory / CHECKPOINTS / stage, keep=self.keep, warn=self.say)
+
+    @contextlib.contextmanager
+    def _logs(self) -> Iterator[None]:
+        """Both logs, cut back to what the state that goes on has seen."""
+        metrics, timings = self._reached
+        with (
+            MetricsLog(self.directory / METRICS, metrics) as self._log,
+            MetricsLog(self.directory / TIMINGS, timings) as self._timings,
+        ):
+            yield
+
+    def _forget_later(self) -> None:
+        """A stage that is (re)done makes checkpoints of later ones worthless."""
+        root = self.directory / CHECKPOINTS
+        for path in root.iterdir() if root.exists() else ():
+            if path.is_dir() and path.name not in self._visited:
+                shutil.rmtree(path)

@@ -1,0 +1,56 @@
+"""The wake stream of a life: one grain iterator a day, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sleeplm.data.streams import day_stream
+
+
+class DayStreams:
+    """Batches of one day after another.
+
+    Args:
+      days: documents of each day, as lists of tokens.
+      batch: rows of a global batch. length: positions of a row. seed: order of the documents.
+    """
+
+    def __init__(
+        self, days: Sequence[Sequence[Sequence[int]]], batch: int, length: int, seed: int
+    ):
+        self._days, self._sizes, self._seed = days, (batch, length), seed
+        self._day, self._iterator = -1, None
+
+    def _open(self, day: int) -> None:
+        batch, length = self._sizes
+        stream = day_stream(
+            self._days[day],
+            batch,
+            length,
+            seed=self._seed + day,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self._day, self._iterator = day, iter(stream)
+
+    def take(self, day: int, count: int) -> dict[str, np.ndarray]:
+        """The next ``count`` batches of a day: {"tokens", "segments"} int32 [count, B, L]."""
+        if day != self._day:
+            self._open(day)
+        batches = [next(self._iterator) for _ in range(count)]
+        return {name: np.stack([b[name] for b in batches]) for name in ("tokens", "segments")}
+
+    def checkpointable(self) -> dict[str, Any]:
+        """Where the stream stands, as JSON: the day and its grain iterator's state."""
+        state = None if self._iterator is None else self._iterator.get_state()
+        return {"day": self._day, "iterator": state}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Goes back to where :meth:`checkpointable` was called."""
+        if saved["day"] >= 0:
+            self._open(saved["day"])
+            self._iterator.set_state(saved["iterator"])
