@@ -218,8 +218,8 @@ def frozen_stay_frozen(
             raise AssertionError(f"law 6 (frozen stay frozen): no leaf matches {pattern!r}")
     chosen = [path for path in leaves if any(re.match(p, path) for p in frozen)]
     after = paths(end)
-    pick = [{path: tree[path] for path in chosen} for tree in (after, leaves)]
-    same("6 (frozen stay frozen)", *pick, None)
+    moved, still = ({path: tree[path] for path in chosen} for tree in (after, leaves))
+    same("6 (frozen stay frozen)", moved, still, None)
 
 
 def vmapped_seeds_equal_a_loop(
@@ -276,15 +276,15 @@ def run(step: Callable, state: State, batches: Sequence[PyTree]) -> Outcome:
     return Outcome(state, metrics)
 
 
-def counting(step: Callable) -> Callable:
+class counting:
     """The same step with an attribute ``traces``: how often Python ran through it."""
 
-    def counted(*args):
-        counted.traces += 1
-        return step(*args)
+    def __init__(self, step: Callable):
+        self.step, self.traces = step, 0
 
-    counted.traces = 0
-    return counted
+    def __call__(self, *args: PyTree) -> PyTree:
+        self.traces += 1
+        return self.step(*args)
 
 
 def paths(tree: PyTree) -> dict[str, Array]:

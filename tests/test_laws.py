@@ -22,6 +22,7 @@ STILL = [
 ]
 
 
+@pytest.mark.slow
 def test_wake_keeps_the_laws(tiny, tmp_path):
     model = tiny.model(
         [
