@@ -8,12 +8,14 @@ depend on how many are open.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from sleeplm.core.types import Array, PyTree
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"linear": lambda x: x, "silu": jax.nn.silu}
 DISPATCHES = ("auto", "gather", "grouped", "dense")
 
 
@@ -61,9 +63,14 @@ def route(
 
 
 def apply_experts(
-    x: Array, experts: PyTree, index: Array, weight: Array, dispatch: str = "auto"
+    x: Array,
+    experts: PyTree,
+    index: Array,
+    weight: Array,
+    dispatch: str = "auto",
+    activation: str = "linear",
 ) -> Array:
-    """Sum over the chosen experts of weight * B (A x).
+    """Sum over the chosen experts of weight * B act(A x).
 
     Args:
       x: [B, L, D]. experts: {"a" [S, D, R], "b" [S, R, D]}. index, weight: [B, L, K].
@@ -71,10 +78,12 @@ def apply_experts(
         many slots: decoding); ``grouped`` sorts tokens by expert and multiplies group by group
         (``lax.ragged_dot``: accelerators); ``dense`` multiplies by all S slots and masks (on a
         CPU 5-40x faster than both while S is small); ``auto`` picks by platform and sizes.
+      activation: ``linear`` (the paper's {A, B}) or ``silu`` between A and B.
 
     Returns:
       [B, L, D] in the type of ``x``.
     """
+    act = ACTIVATIONS[activation]
     batch, length, d_model = x.shape
     slots, _, rank = experts["a"].shape
     if dispatch == "auto":
@@ -84,7 +93,7 @@ def apply_experts(
     weight = weight.reshape(len(tokens), -1).astype(x.dtype)
     if dispatch == "gather":  # gather first, cast second: the cost must not grow with S
         a, b = (experts[name][index].astype(x.dtype) for name in ("a", "b"))
-        low = jnp.einsum("td,tkdr->tkr", tokens, a) * weight[..., None]
+        low = act(jnp.einsum("td,tkdr->tkr", tokens, a)) * weight[..., None]
         return jnp.einsum("tkr,tkrd->td", low, b).reshape(x.shape)
     a, b = experts["a"].astype(x.dtype), experts["b"].astype(x.dtype)
     if dispatch == "dense":
@@ -93,19 +102,21 @@ def apply_experts(
         low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(
             -1, slots, rank
         )
-        out = (low * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(slots * rank, d_model)
+        out = (act(low) * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(slots * rank, d_model)
     else:
-        out = _grouped(tokens, a, b, index, weight)
+        out = _grouped(tokens, a, b, index, weight, act)
     return out.reshape(x.shape)
 
 
-def _grouped(tokens: Array, a: Array, b: Array, index: Array, weight: Array) -> Array:
+def _grouped(
+    tokens: Array, a: Array, b: Array, index: Array, weight: Array, act: Callable[[Array], Array]
+) -> Array:
     """Dispatch by sorting (token, expert) pairs by expert: tokens [T, D], index [T, K]."""
     order = jnp.argsort(index.reshape(-1), stable=True)
     token = order // index.shape[1]
     sizes = jnp.bincount(index.reshape(-1), length=a.shape[0])
     rows, a, b, sizes = _mapped_together(tokens[token], a, b, sizes)
-    low = jax.lax.ragged_dot(rows, a, sizes) * weight.reshape(-1)[order][:, None]
+    low = act(jax.lax.ragged_dot(rows, a, sizes)) * weight.reshape(-1)[order][:, None]
     return jnp.zeros_like(tokens).at[token].add(jax.lax.ragged_dot(low, b, sizes))
 
 

@@ -27,6 +27,7 @@ NEVER = 0  # a period or a night of 0: update frequency 0
 
 KINDS = ("replace", "graft")
 OPTIMIZERS = ("adamw", "sgd")
+ACTIVATIONS = ("linear", "silu")
 GATES = ("sigmoid", "softmax")
 WIRINGS = ("sequential", "nested", "independent")
 RESERVED = ("mix",)  # the weights of the independent wiring stand beside the levels
@@ -53,6 +54,7 @@ class LevelConfig:
       gate: ``sigmoid``: every open expert competes with a zero route of its own;
         ``softmax``: the open experts and one zero route share a unit of weight.
       gate_bias: router bias of a freshly opened expert.
+      activation: ``linear`` or ``silu``, between the two matrices of an expert.
     """
 
     name: str = "slow"
@@ -72,6 +74,7 @@ class LevelConfig:
     top_k: int = 1
     gate: str = "sigmoid"
     gate_bias: float = 0.0
+    activation: str = "linear"
 
     def check(self, field: str) -> None:
         named = isinstance(self.name, str) and self.name.isidentifier()
@@ -100,6 +103,7 @@ class LevelConfig:
         checks.positive(f"{field}.learning_rate", self.learning_rate)
         checks.one_of(f"{field}.optimizer", self.optimizer, OPTIMIZERS)
         checks.one_of(f"{field}.gate", self.gate, GATES)
+        checks.one_of(f"{field}.activation", self.activation, ACTIVATIONS)
         for name in ("b1", "b2"):
             checks.fraction(f"{field}.{name}", getattr(self, name))
         for name in ("weight_decay", "clip"):

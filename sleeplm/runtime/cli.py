@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import pathlib
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sleeplm.core.errors import ConfigError, SleepError
 
@@ -32,13 +36,24 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 """
 
 
+FLAGS = ("--workdir", "--resume", "--quiet", "--debug", "--help")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main_parser = argparse.ArgumentParser(
+    main_parser = _Parser(
         prog="sleeplm",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = commands.add_parser(
@@ -47,8 +62,11 @@ def parser() -> argparse.ArgumentParser:
         description="Carries out an experiment and writes its report.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    run.add_argument("config", help="Python file with get_config(); FILE:NAME calls get_config(NAME)")
+    run.add_argument(
+        "config", help="Python file with get_config(); FILE:NAME calls get_config(NAME)"
+    )
     run.add_argument(
         "--workdir", help="where results and checkpoints go (default: runs/NAME-DATE-TIME)"
     )
@@ -73,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       line says which); 128 + n after signal n, with everything saved.
     """
     options, rest = parser().parse_known_args(arguments)
+    _quiet_libraries()
     try:
         overrides = _overrides(rest, options.command)
         if options.command == "report":
@@ -81,23 +100,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SleepError as error:
         if options.debug:
             raise
-        print(f"sleeplm: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error), 2)
+    except OSError as error:
+        # Full, read-only or forbidden: everything that is read or written is the caller's.
+        if options.debug:
+            raise
+        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        # Before the run listens to signals, or the second one.
+        if options.debug:
+            raise
+        return _complain("interrupted", 128 + signal.SIGINT)
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"sleeplm: {' '.join(text.split())}", file=sys.stderr)
+    return status
 
 
 def _overrides(rest: Sequence[str], command: str) -> list[str]:
     """The ``--config.…`` arguments; anything else is a mistake."""
     after_flag = False
     for text in rest:
-        ok = text.startswith("--config.") or (after_flag and not text.startswith("-"))
-        if not ok or command != "run":
-            raise ConfigError("argument", text, "unknown; settings are --config.FIELD=VALUE")
-        after_flag = "=" not in text
+        setting = text.startswith("--config.")
+        if command != "run" or not (setting or (after_flag and not text.startswith("--"))):
+            raise ConfigError("argument", text, _remedy(text, command))
+        after_flag = setting and "=" not in text
     return list(rest)
 
 
+def _remedy(text: str, command: str) -> str:
+    close = difflib.get_close_matches(text.partition("=")[0], FLAGS, n=1)
+    if close:
+        return f"unknown; did you mean {close[0]}?"
+    if command != "run":
+        return f"unknown; see sleeplm {command} --help"
+    if text.startswith("--") and "=" in text:
+        return f"unknown; did you mean --config.{text.lstrip('-').removeprefix('config')}?"
+    return "unknown; settings are --config.FIELD=VALUE"
+
+
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
-    _quiet_libraries()
     # Imported here: `sleeplm --help` should not wait for jax.
     from sleeplm.runtime.config import check, load_config
     from sleeplm.runtime.lifecycle import Stopped, StopRequest
@@ -105,17 +148,20 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     config = load_config(options.config, overrides)
     if not callable(getattr(config, "run", None)):
-        raise ConfigError("config", options.config, "get_config() must return a job: it has no run()")
+        raise ConfigError(
+            "config", options.config, "get_config() must return a job: it has no run()"
+        )
     check(config)
     if options.resume and not options.workdir:
         raise ConfigError("resume", "", "say which run: --workdir DIR")
     name = pathlib.Path(options.config.partition(":")[0]).stem
-    directory = options.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    workdir = options.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = pathlib.Path(workdir).expanduser()
     stop = StopRequest()
     with stop.listening():
         try:
             run = Run(
-                pathlib.Path(directory).expanduser(),
+                directory,
                 config,
                 resume=options.resume,
                 quiet=options.quiet,
@@ -123,10 +169,12 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
             )
             config.run(run)
         except Stopped as stopped:
-            again = f"sleeplm run {options.config} --workdir {directory} --resume"
-            print(f"sleeplm: stopped by {stopped}; saved. Go on with: {again}", file=sys.stderr)
-            return 128 + stopped.signum
-    print(_summary(pathlib.Path(directory)))
+            words = ["sleeplm", "run", options.config, *overrides, "--workdir", str(directory)]
+            again = f"{shlex.join(words)} --resume"
+            return _complain(
+                f"stopped by {stopped}; saved. Go on with: {again}", 128 + stopped.signum
+            )
+    print(_summary(directory))
     return 0
 
 
@@ -147,9 +195,10 @@ def _summary(directory: pathlib.Path) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Warnings of libraries about machines without accelerators help nobody here."""
+    """What libraries say about machines without accelerators, or about a damaged file that is
+    then told in one line, helps nobody here."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
 

@@ -95,7 +95,11 @@ class Life:
 
 
 class _Night:
-    """The moments of one (sender, receiver) pair's nights, compiled once for all nights."""
+    """The moments of one (sender, receiver) pair's nights, compiled once for all nights.
+
+    With ``pool = merge_oldest`` a night is preceded by a merging of experts, which is passed over
+    if the pool has room. If it fails, the night has nowhere to go and counts as rolled back.
+    """
 
     def __init__(self, rest: Rest, config: SleepConfig):
         self.rest, self.config = rest, config
@@ -125,16 +129,18 @@ class _Night:
         merging = event == "merge"
 
         def start(state: State):
-            if merging:
-                full = bool(is_full(state.slots[receiver]))
-                return begin(state, batch, number) if full else (state, {})
-            require_room(state.slots[receiver], receiver)
+            if merging and not is_full(state.slots[receiver]):
+                return _with_room(state, sender, receiver), None
+            if not merging and self.merge is not None and is_full(state.slots[receiver]):
+                return _rolled_back(state), None
+            if not merging:
+                require_room(state.slots[receiver], receiver)
             return begin(state, batch, number)
 
         def then(step: Callable, offset: int):
             def run(state: State):
-                if merging and not _was_full(state, sender):
-                    return state, {}
+                if self.merge is not None and merging != _was_full(state, sender):
+                    return state, None
                 return step(state, batch, number + offset)
 
             return run
@@ -160,8 +166,21 @@ def _no_init(params: Any, key: Array) -> tuple:
 
 
 def _was_full(state: State, sender: str) -> bool:
-    """Whether the receiver's pool was full when tonight began, so that a merge is under way.
+    """Whether the receiver's pool was full at the last beginning of a merging or a night.
 
-    If none is, the anchor still shows the pool as the last night found it: with a free slot.
+    While merging this says that there is something to merge; while seeding, that merging failed.
     """
     return bool(jnp.all(state.anchors[sender].receiver_slots.active))
+
+
+def _with_room(state: State, sender: str, receiver: str) -> State:
+    """Notes in the anchor that tonight's pool has room: there is nothing to merge."""
+    table = jax.tree.map(jnp.copy, state.slots[receiver])  # the state's own buffers are donated
+    anchor = dataclasses.replace(state.anchors[sender], receiver_slots=table)
+    return state.replace(anchors={**state.anchors, sender: anchor})
+
+
+def _rolled_back(state: State) -> State:
+    """The state with one more night that came to nothing."""
+    counters = {**state.counters, "rolled_back": state.counters["rolled_back"] + 1}
+    return state.replace(counters=counters)

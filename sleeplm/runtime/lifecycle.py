@@ -44,7 +44,8 @@ class Moment:
       label: shown to people, e.g. ``"night 3/8 seeding"``.
       record: fields that name the moment in the metrics file, e.g. ``{"event": "seed"}``; empty
         for a moment that leaves no line there.
-      run: ``state -> (state, metrics)``; metrics are (sum, weight) pairs or plain values.
+      run: ``state -> (state, metrics)``; metrics are (sum, weight) pairs or plain values, or
+        None if there was nothing to do, which leaves no line either.
       cost: units of progress.
       show: which metric to show live.
     """
@@ -151,6 +152,11 @@ def live(
         state, metrics = moment.run(state)
         flush()
         pending = (moment, metrics)
+        # Before a save, which remembers how far this file went.
+        chronicle.timings.write(
+            {"stage": stage, "position": position, "label": moment.label}
+            | {"seconds": time.monotonic() - began}
+        )
         if chronicle.stop.signum is not None or (
             time.monotonic() - saved >= chronicle.save_seconds and position + 1 < len(agenda)
         ):
@@ -159,10 +165,6 @@ def live(
         if chronicle.stop.signum is not None:
             checkpoints.wait()
             raise Stopped(chronicle.stop.signum)
-        chronicle.timings.write(
-            {"stage": stage, "position": position, "label": moment.label}
-            | {"seconds": time.monotonic() - began}
-        )
     save(len(agenda))
     checkpoints.wait()
     return jax.block_until_ready(state)
@@ -170,8 +172,10 @@ def live(
 
 def _note(chronicle: Chronicle, stage: str, moment: Moment, metrics: Any) -> None:
     """Writes one line of metrics and moves the progress display."""
+    done = metrics is not None
+    metrics = metrics or {}
     values = mean_metrics(metrics) if _are_sums(metrics) else dict(metrics)
-    if moment.record:
+    if moment.record and done:
         chronicle.log.write({"stage": stage, **moment.record, **values})
     shown = values.get(moment.show)
     label = f"{stage}: {moment.label}"

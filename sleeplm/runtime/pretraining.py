@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -31,7 +32,8 @@ def pretrained(run: Run, model: Model, config: Any, material: Any, key: Array) -
         ``cache``.
       material: has ``pretrain``, the documents as lists of tokens.
     """
-    params = model.init(key)
+    init = jax.jit(model.init)
+    params = init(key)
     name = cache_key(model, config, material)
     store = pathlib.Path(config.cache).expanduser() / name
     if not run.has(STAGE):
@@ -54,8 +56,8 @@ def pretrained(run: Run, model: Model, config: Any, material: Any, key: Array) -
 
     agenda = [moment(done) for done in range(0, settings.steps, settings.chunk)]
     # Buffers are donated from step to step: what is in ``params`` must not be.
-    state = run.stage(Stage(STAGE, lambda: newborn(model, phase, model.init(key), key), agenda, stream))
-    _write(store, state.params)
+    state = run.stage(Stage(STAGE, lambda: newborn(model, phase, init(key), key), agenda, stream))
+    _write(store, state.params, run)
     return state.params
 
 
@@ -79,9 +81,15 @@ def _read(store: pathlib.Path, like: Params, run: Run) -> Params | None:
             return checkpoints.restore(like).learner if checkpoints.steps() else None
     except CheckpointError as error:
         run.say(f"the cached backbone cannot be used, it is trained again: {error}")
+        shutil.rmtree(store, ignore_errors=True)
         return None
 
 
-def _write(store: pathlib.Path, params: Params) -> None:
-    with Checkpoints(store, keep=1, asynchronous=False) as checkpoints:
-        checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
+def _write(store: pathlib.Path, params: Params, run: Run) -> None:
+    """Keeps the backbone for other runs; this one goes on if that is not possible."""
+    try:
+        with Checkpoints(store, keep=1, asynchronous=False) as checkpoints:
+            if not checkpoints.steps():
+                checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
+    except (CheckpointError, OSError) as error:
+        run.say(f"the pretrained backbone is not cached: {error}")

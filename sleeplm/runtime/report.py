@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.runtime.figure import draw_retention
 from sleeplm.runtime.metrics import plain
 from sleeplm.runtime.page import render_page
 
@@ -43,11 +42,19 @@ def write_report(run_dir: str | os.PathLike[str], results: Mapping[str, Any]) ->
     Raises:
       ConfigError: ``results`` lacks something that the report needs.
     """
+    # Imported here: a run should not wait for the drawing library before it begins.
+    from sleeplm.runtime.figure import draw_retention
+
     directory = pathlib.Path(run_dir)
     report = summarize(results, str(directory / RESULTS))
+    try:
+        page = render_page(report, PICTURE)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        remedy = f"has an entry that cannot be shown ({error})"
+        raise ConfigError("results", str(directory / RESULTS), remedy) from error
     directory.mkdir(parents=True, exist_ok=True)
     (directory / REPORT).write_text(json.dumps(plain(report), indent=2) + "\n")
-    (directory / PAGE).write_text(render_page(report, PICTURE))
+    (directory / PAGE).write_text(page)
     draw_retention(report["arms"], directory / PICTURE)
     return report
 

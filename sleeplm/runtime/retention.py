@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -15,10 +16,8 @@ import numpy as np
 from sleeplm.core import checks, tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params
-from sleeplm.data.atlas import atlas
-from sleeplm.data.biographies import biographies
-from sleeplm.data.facts import Fact, World, exam, questions, statements, subjects
-from sleeplm.data.text import Tokenizer, encode_cues, token_lists, train_bpe
+from sleeplm.data.facts import subjects
+from sleeplm.data.text import byte_tokenizer
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import learner
@@ -26,17 +25,19 @@ from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.graft import backbone_config, graft
 from sleeplm.models.transformer import Model
-from sleeplm.runtime.exams import grade, make_exam
+from sleeplm.runtime.exams import grade
 from sleeplm.runtime.life import Life
+from sleeplm.runtime.material import Material, cues_of, paper_of, prepare, world_of
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.pretraining import pretrained
-from sleeplm.runtime.report import RESULTS, write_report
+from sleeplm.runtime.report import RESULTS, read_results, write_report
 from sleeplm.runtime.run import Run, Stage
 from sleeplm.runtime.streams import DayStreams
 
 WORLDS = ("atlas", "biographies")
 ARMS = ("sleep", "wake_only")
 METRICS = "metrics.jsonl"
+LARGEST_SEED = 2**31 - 1
 
 
 @dataclasses.dataclass
@@ -96,7 +97,11 @@ class RetentionConfig:
     keep: int = 3
 
     def check(self, field: str) -> None:
+        for name in ("model", "pretrain", "day", "sleep"):  # what follows may count on them
+            getattr(self, name).check(name)
         checks.one_of("world", self.world, WORLDS)
+        for name in ("seed", "world_seed"):
+            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED)
         for name in ("days", "facts_per_day", "statements", "questions", "keep", "exam_pretrain"):
             checks.positive_integer(name, getattr(self, name))
         checks.positive_integer("pretrain_people", self.pretrain_people)
@@ -107,6 +112,9 @@ class RetentionConfig:
         checks.at_least("save_seconds", self.save_seconds, 0)
         longest = max(self.day.length, self.pretrain.length, self.sleep.length)
         checks.at_least("model.max_len", self.model.max_len, longest)
+        checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
+        backbone_config(self.model)
+        world_of(self)
         for i, level in enumerate(self.model.levels):
             if level.night:
                 checks.require(
@@ -126,7 +134,7 @@ class RetentionConfig:
             [level.name for level in levels],
             "give one level a night, or leave the arm 'sleep' out",
         )
-        for i, (fast, slow) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for i, (fast, slow) in enumerate(itertools.pairwise(levels)):
             if not fast.night:
                 continue
             nights = (min(slow.night, steps) if slow.night else steps) // fast.night
@@ -137,53 +145,16 @@ class RetentionConfig:
                 f"{nights} nights of {fast.name} come in; use at least as many slots, or "
                 "sleep.pool = 'merge_oldest'",
             )
+            checks.require(
+                slow.slots >= 2 or self.sleep.pool != "merge_oldest",
+                f"model.levels[{i + 1}].slots",
+                slow.slots,
+                "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
+            )
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
         return _job(self, run)
-
-
-@dataclasses.dataclass
-class Material:
-    """A world, encoded."""
-
-    world: World
-    tokenizer: Tokenizer
-    pretrain: list[list[int]]
-    days: list[list[list[int]]]
-
-
-def prepare(config: RetentionConfig) -> Material:
-    """Builds the world and its texts; the tokenizer sees the pretraining texts only."""
-    if config.world == "atlas":
-        world = atlas(config.world_seed, config.days, config.facts_per_day)
-    else:
-        world = biographies(
-            config.world_seed, config.days, config.facts_per_day, config.pretrain_people
-        )
-    rng = np.random.default_rng(config.world_seed)
-    texts = _some(statements(world, world.pretrain), config.statements, rng)
-    texts += _some(questions(world, world.pretrain), config.questions, rng)
-    tokenizer = train_bpe([d.text for d in texts], config.model.vocab_size)
-    days = [statements(world, facts) + questions(world, facts) for facts in world.days]
-    return Material(
-        world=world,
-        tokenizer=tokenizer,
-        pretrain=token_lists(tokenizer, texts),
-        days=[token_lists(tokenizer, documents) for documents in days],
-    )
-
-
-def _some(documents: list, count: int, rng: np.random.Generator) -> list:
-    """``count`` of the wordings of every fact (documents come fact by fact)."""
-    by_fact: dict[Fact, list] = {}
-    for document in documents:
-        by_fact.setdefault(document.fact, []).append(document)
-    out = []
-    for group in by_fact.values():
-        chosen = rng.permutation(len(group))[: min(count, len(group))]
-        out += [group[i] for i in chosen]
-    return out
 
 
 def arm_model(config: RetentionConfig, arm: str) -> ModelConfig:
@@ -194,32 +165,13 @@ def arm_model(config: RetentionConfig, arm: str) -> ModelConfig:
     return dataclasses.replace(config.model, levels=levels)
 
 
-def cues_of(config: RetentionConfig, tokenizer: Tokenizer, facts: tuple[Fact, ...], limit: int):
-    """Cues of the facts' subjects that fit, as the batch of ``learner.remember``.
-
-    Returns:
-      {"tokens" int32 [limit, C], "length" int32 [limit]}, length 0 on unused rows.
-    """
-    width = config.sleep.cue_tokens
-    names = list(subjects(facts))
-    tokens, length = encode_cues(tokenizer, names, max_len=4 * width + 64)
-    fits = np.flatnonzero(length <= width)[:limit]
-    empty = ((0, limit - len(fits)), (0, 0))
-    return {
-        "tokens": np.pad(tokens[fits, :width], empty),
-        "length": np.pad(length[fits], empty[:1]),
-    }
-
-
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     began = time.monotonic()
+    if (finished := _finished(run)) is not None:
+        return write_report(run.directory, finished)
     material = prepare(config)
-    world, tokenizer = material.world, material.tokenizer
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError("model.vocab_size", config.model.vocab_size, "is smaller than the text's")
-    known = [world.pretrain[i] for i in _spread(len(world.pretrain), config.exam_pretrain)]
-    groups = [exam(world, facts) for facts in (*world.days, tuple(known))]
-    paper = make_exam(tokenizer, groups, max_len=config.model.max_len)
+    world, paper = material.world, paper_of(config, material)
+    run.claim()
     run.say(
         f"{world.name}: {len(world.pretrain)} facts before the first day, "
         f"{config.days} days of {config.facts_per_day}; {len(paper.lengths)} questions an exam"
@@ -228,10 +180,10 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, config, material, key)
     examine = grade(backbone, paper)
-    start = np.asarray(
-        jax.jit(examine)({"params": params, "slots": backbone.init_slots()})
+    start = np.asarray(jax.jit(examine)({"params": params, "slots": backbone.init_slots()}))
+    run.say(
+        f"pretrained: knows {start[-1]:.2f} of what it read, {start[:-1].mean():.2f} of the days"
     )
-    run.say(f"pretrained: knows {start[-1]:.2f} of what it read, {start[:-1].mean():.2f} of the days")
     for arm in config.arms:
         _live_arm(config, run, arm, material, params, paper)
     results = _results(config, run, material, start, params)
@@ -243,9 +195,13 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     return write_report(run.directory, results)
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """``wanted`` indices spread evenly over ``range(count)``."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
+def _finished(run: Run) -> dict[str, Any] | None:
+    """The results of this very run, if it has come to its end before."""
+    try:
+        results = read_results(run.directory)
+    except ConfigError:
+        return None
+    return results if results.get("digest") == run.digest else None
 
 
 def _live_arm(
@@ -255,7 +211,8 @@ def _live_arm(
     functions = learner(model, config.sleep)
     key = jax.random.key(config.seed)
 
-    def newborn():
+    @jax.jit
+    def make(params, key):
         grafted = graft(model, params, jax.random.fold_in(key, 1))
         return functions.init(grafted, jax.random.fold_in(key, 2))
 
@@ -272,7 +229,7 @@ def _live_arm(
         before=cues_of(config, tokenizer, world.pretrain, len(subjects(world.pretrain))),
         examine=grade(model, paper),
     )
-    run.stage(Stage(arm, newborn, life.agenda(), life.streams))
+    run.stage(Stage(arm, lambda: make(params, key), life.agenda(), life.streams))
 
 
 def _results(

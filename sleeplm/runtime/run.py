@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,10 +15,18 @@ from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
 from sleeplm.runtime.checkpoint import Checkpoints
-from sleeplm.runtime.lifecycle import Chronicle, Moment, StopRequest, live, require_same
+from sleeplm.runtime.lifecycle import (
+    Chronicle,
+    Moment,
+    Stopped,
+    StopRequest,
+    live,
+    require_same,
+)
 from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
 
-CONFIG, METRICS, TIMINGS, CHECKPOINTS = "config.json", "metrics.jsonl", "timings.jsonl", "checkpoints"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 #: Settings that change how a run is kept, not what it computes: they may differ on --resume.
 HOUSEKEEPING = ("cache", "save_seconds", "keep")
 
@@ -41,14 +50,17 @@ class Stage:
 class Run:
     """One run of a configuration in a directory.
 
+    Nothing is written before the first stage (or :meth:`claim`), so that a configuration which
+    turns out not to work leaves nothing behind.
+
     Args:
-      directory: made if missing.
+      directory: made if missing, when it is claimed.
       config: the configuration dataclass; its values are saved beside the results.
       resume: go on where an earlier process stopped (or start, if there was none).
       quiet: show nothing.
 
     Raises:
-      ConfigError: the directory holds a run already and ``resume`` is off.
+      ConfigError: the directory holds a run already and ``resume`` is off, or it cannot be one.
       CheckpointError: the directory holds a run of another configuration.
     """
 
@@ -71,9 +83,9 @@ class Run:
         self._timings: MetricsLog | None = None
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
-        self._claim(resume)
+        self._look(resume)
 
-    def _claim(self, resume: bool) -> None:
+    def _look(self, resume: bool) -> None:
         saved = self.directory / CONFIG
         if saved.exists():
             if not resume:
@@ -90,6 +102,29 @@ class Run:
                     "resume it with its own, or name another --workdir"
                 )
             return
+        parents = (self.directory, *self.directory.parents)
+        there = next(path for path in parents if os.path.lexists(path))
+        if not there.is_dir():
+            raise ConfigError("workdir", str(self.directory), f"{there} is not a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError("workdir", str(self.directory), f"may not write in {there}")
+
+    def claim(self) -> None:
+        """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.
+
+        Raises:
+          ConfigError: the directory cannot be made or written.
+        """
+        saved = self.directory / CONFIG
+        if saved.exists():
+            return
+        try:
+            self._write_config(saved)
+        except OSError as error:
+            remedy = f"cannot be written ({error.strerror or error}); name another"
+            raise ConfigError("workdir", str(self.directory), remedy) from error
+
+    def _write_config(self, saved: pathlib.Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"digest": self.digest, "config": self.config}, indent=1)
         partial = saved.with_suffix(".partial")
@@ -113,7 +148,14 @@ class Run:
         return {"total": float(sum(spent))}
 
     def stage(self, stage: Stage) -> PyTree:
-        """Runs a stage, or what is left of it, and returns its last state."""
+        """Runs a stage, or what is left of it, and returns its last state.
+
+        Raises:
+          Stopped: after a signal, with everything saved.
+        """
+        if self._stop.signum is not None:
+            raise Stopped(self._stop.signum)
+        self.claim()
         self._visited.add(stage.name)
         state, start = stage.newborn(), 0
         with self._checkpoints(stage.name) as checkpoints:

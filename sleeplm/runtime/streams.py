@@ -19,9 +19,7 @@ class DayStreams:
       batch: rows of a global batch. length: positions of a row. seed: order of the documents.
     """
 
-    def __init__(
-        self, days: Sequence[Sequence[Sequence[int]]], batch: int, length: int, seed: int
-    ):
+    def __init__(self, days: Sequence[Sequence[Sequence[int]]], batch: int, length: int, seed: int):
         self._days, self._sizes, self._seed = days, (batch, length), seed
         self._day, self._iterator = -1, None
 

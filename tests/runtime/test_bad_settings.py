@@ -1,0 +1,324 @@
+"""Whatever is wrong is said in one line, before anything is written or compiled."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from jax._src import compiler
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.runtime import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENT = str(ROOT / "experiments" / "retention.py")
+
+#: Overrides of the retention experiment, and words that the line must hold: the field, the value,
+#: and what would be right.
+SETTINGS = [
+    # levels and nights
+    (["model.levels[0].period=7"], ["model.levels[0].night", "90", "multiple", "period (7)"]),
+    (
+        ["model.levels[0].period=3", "model.levels[1].period=5"],
+        ["model.levels[1].period", "5", "multiple of fast's period (3)"],
+    ),
+    (["model.levels[1].period=5", "model.levels[0].period=0"], ["levels[1].period", "faster"]),
+    (["model.levels[0].night=45"], ["model.levels[0].night", "45", "multiple of day.chunk (30)"]),
+    (["model.levels[0].night=-30"], ["model.levels[0].night", "-30", "at least 0"]),
+    (["model.levels[0].night=0"], ["model.levels", "give one level a night"]),
+    (["model.levels[1].night=90"], ["model.levels[1].night", "90", "no receiver"]),
+    (["model.levels[1].top_k=9"], ["model.levels[1].top_k", "9", "slots (8)"]),
+    (["model.levels[1].slots=0"], ["model.levels[1].slots", "0", "at least 1 slot"]),
+    (["model.levels[0].offset=1"], ["model.levels[0].offset", "1", "period (1)"]),
+    (["model.levels[0].name=slow"], ["model.levels", "own name"]),
+    (["model.levels[1].kind=graft"], ["model.levels", "kind 'replace'"]),
+    (["model.levels[0].optimizer=adam"], ["levels[0].optimizer", "'adam'", "adamw"]),
+    (["model.wiring=nested"], ["model.wiring", "nested", "same kind and width"]),
+    (["days=9"], ["model.levels[1].slots", "8", "9 nights", "merge_oldest"]),
+    (
+        ["sleep.pool=merge_oldest", "model.levels[1].slots=1", "model.levels[1].top_k=1"],
+        ["model.levels[1].slots", "1", "at least 2"],
+    ),
+    # the model
+    (["model.n_heads=3", "model.n_kv_heads=1"], ["model.n_heads", "3", "d_model (128)"]),
+    (["model.n_kv_heads=3"], ["model.n_kv_heads", "3", "n_heads (4)"]),
+    (["model.max_len=32"], ["model.max_len", "32", "at least 64"]),
+    (["sleep.length=65"], ["model.max_len", "64", "at least 65"]),
+    (["model.vocab_size=258"], ["model.vocab_size", "258", "at least 259"]),
+    (["model.dtype=float16"], ["model.dtype", "'float16'", "bfloat16"]),
+    # the night
+    (["sleep.lam=1.5"], ["sleep.lam", "1.5", "between 0 and 1"]),
+    (["sleep.lam=-0.1"], ["sleep.lam", "-0.1", "between 0 and 1"]),
+    (["sleep.alpha=2"], ["sleep.alpha", "2", "between 0 and 1"]),
+    (["sleep.gamma=-1"], ["sleep.gamma", "-1", "between 0 and 1"]),
+    (["sleep.z0=-1"], ["sleep.z0", "-1", "at least 0"]),
+    (["sleep.alpha=0.9", "sleep.group=3"], ["sleep.group", "3", "rows = 16"]),
+    (["sleep.alpha=0.9", "sleep.group=1"], ["sleep.group", "1", "at least 2"]),
+    (["sleep.updates=100"], ["sleep.updates", "100", "inner * epochs (32)"]),
+    (["sleep.inner=0"], ["sleep.inner", "0", "at least 1"]),
+    (["sleep.cue_tokens=26"], ["sleep.length", "26", "cue_tokens = 26"]),
+    (["sleep.divergence=forward"], ["sleep.divergence", "'forward'", "did you mean 'forward_kl'"]),
+    (["sleep.judge=exactly"], ["sleep.judge", "'exactly'", "did you mean 'exact'"]),
+    (["sleep.pool=merge"], ["sleep.pool", "'merge'", "merge_oldest"]),
+    (["sleep.teachers[1].state=morning"], ["sleep.teachers[1].state", "'morning'", "dawn"]),
+    (["sleep.teachers[0].source=now"], ["sleep.teachers[0].source", "'now'", "today"]),
+    (["sleep.learning_rate=nan"], ["sleep.learning_rate", "nan", "above 0"]),
+    (["sleep.learning_rate=inf"], ["sleep.learning_rate", "inf", "above 0"]),
+    (["sleep.temperature=-1"], ["sleep.temperature", "-1", "at least 0"]),
+    # the life
+    (["world=atlass"], ["world", "'atlass'", "did you mean 'atlas'"]),
+    (["days=0"], ["days", "0", "at least 1"]),
+    (["days=40", "model.levels[1].slots=40"], ["days", "40", "at most 18 days of 60 facts"]),
+    (["facts_per_day=100000"], ["days", "at most 0 days of 100000 facts"]),
+    (["day.chunk=0"], ["day.chunk", "0", "at least 1"]),
+    (["day.chunk=7"], ["day.chunk", "7", "day.steps = 90"]),
+    (["pretrain.chunk=7"], ["pretrain.chunk", "7", "pretrain.steps = 1000"]),
+    (["pretrain.warmup=1000"], ["pretrain.warmup", "1000", "between 0 and 999"]),
+    (["arms=['sleep','sleep']"], ["arms", "once"]),
+    (["arms=['dream']"], ["arms", "'dream'", "wake_only"]),
+    (["arms=[]"], ["arms", "[]", "sleep, wake_only"]),
+    (["seed=-1"], ["seed", "-1", "between 0 and"]),
+    (["world_seed=-1"], ["world_seed", "-1", "between 0 and"]),
+    (["save_seconds=-1"], ["save_seconds", "-1", "at least 0"]),
+    (["keep=0"], ["keep", "0", "at least 1"]),
+    (["day.length=20"], ["day.length", "20", "longest text"]),
+    (["pretrain.length=20"], ["pretrain.length", "20", "longest text"]),
+    # types and names
+    (["days=many"], ["days", "'many'", "integer"]),
+    (["days=True"], ["days", "True", "integer"]),
+    (["days=2.5"], ["days", "2.5", "integer"]),
+    (["sleep.lam=half"], ["sleep.lam", "'half'", "number"]),
+    (["model.tie_embeddings=7"], ["model.tie_embeddings", "7", "true or false"]),
+    (["sleep.learning_rat=1"], ["sleep.learning_rat", "did you mean learning_rate?"]),
+    (["model.levels[2].night=30"], ["model.levels[2]", "has [0, 1]"]),
+    (["sleep=5"], ["sleep", "5"]),
+    (["days"], ["days", "has no value"]),
+]
+
+
+@pytest.fixture
+def refuse(capsys, tmp_path, monkeypatch):
+    """Runs the command line, which must refuse in one line and leave nothing behind."""
+    compiled = []
+    compile_ = compiler.compile_or_get_cached
+
+    def counted(*args, **kwargs):
+        compiled.append(args)
+        return compile_(*args, **kwargs)
+
+    monkeypatch.setattr(compiler, "compile_or_get_cached", counted)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, leaves: int = 0) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        began = time.monotonic()
+        try:
+            status = cli.main(arguments)
+        except SystemExit as stop:  # argparse leaves this way
+            status = stop.code
+        shown = capsys.readouterr()
+        assert status == 2, shown
+        assert shown.out == ""
+        lines = shown.err.splitlines()
+        assert len(lines) == 1, shown.err
+        assert lines[0].startswith("sleeplm")
+        assert sorted(tmp_path.rglob("*")) == before
+        assert not compiled, "something was compiled"
+        assert time.monotonic() - began < 20
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(("overrides", "words"), SETTINGS, ids=lambda x: " ".join(x)[:40])
+def test_a_bad_setting_is_named_with_its_value_and_what_would_be_right(refuse, overrides, words):
+    line = refuse("run", EXPERIMENT, "--workdir", "w", *(f"--config.{o}" for o in overrides))
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", EXPERIMENT, "--resum"], ["--resum", "did you mean --resume?"]),
+        (["run", EXPERIMENT, "--work-dir=w"], ["--work-dir=w", "did you mean --workdir?"]),
+        (["run", EXPERIMENT, "--days=6"], ["--days=6", "did you mean --config.days=6?"]),
+        (["run", EXPERIMENT, "extra"], ["extra", "--config.FIELD=VALUE"]),
+        (["run", EXPERIMENT, "--resume"], ["resume", "--workdir DIR"]),
+        (["report", "w", "--config.days=6"], ["--config.days=6", "sleeplm report --help"]),
+        (["run"], ["config", "sleeplm run --help"]),
+        (["rnu", EXPERIMENT], ["rnu", "run", "report"]),
+        ([], ["COMMAND"]),
+    ],
+)
+def test_a_misspelt_command_line_is_put_right(refuse, arguments, words):
+    line = refuse(*arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["must define get_config()"]),
+        ("get_config = 5", ["must define get_config()"]),
+        (
+            "def get_config():\n  raise RuntimeError('no\\nluck')",
+            ["get_config() failed", "no luck"],
+        ),
+        ("def get_config(): return 1 / 0", ["ZeroDivisionError"]),
+        ("import nothing_of_that_name", ["cannot be run", "nothing_of_that_name"]),
+        ("def get_config(:", ["SyntaxError"]),
+        ("def get_config(): return {'days': 4}", ["must return a dataclass", "dict"]),
+        (
+            "from sleeplm.methods.config import SleepConfig as get_config",
+            ["must return a job", "run()"],
+        ),
+    ],
+)
+def test_an_experiment_file_that_makes_no_job_is_refused(refuse, tmp_path, text, words):
+    (tmp_path / "mine.py").write_text(text)
+    line = refuse("run", "mine.py")
+    for word in ["mine.py", *words]:
+        assert word in line
+
+
+def test_an_experiment_file_that_is_not_there_is_refused(refuse, tmp_path):
+    assert "'none.py': no such file" in refuse("run", "none.py")
+    (tmp_path / "folder.py").mkdir()
+    assert "no such file" in refuse("run", "folder.py")
+    (tmp_path / "mine.txt").write_text("hello")
+    assert "*.py" in refuse("run", "mine.txt")
+
+
+def test_a_workdir_that_cannot_be_one_is_refused(refuse, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    line = refuse("run", EXPERIMENT, "--workdir", "file")
+    assert "workdir" in line and "not a directory" in line
+    line = refuse("run", EXPERIMENT, "--workdir", "file/below")
+    assert "workdir" in line and "not a directory" in line
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere" / "there")
+    assert "workdir" in refuse("run", EXPERIMENT, "--workdir", "lost")
+
+
+def test_a_workdir_that_may_not_be_written_is_refused(refuse, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    line = refuse("run", EXPERIMENT, "--workdir", "forbidden")
+    assert "workdir" in line and "may not write" in line
+
+
+def test_a_file_system_that_fails_is_one_line_too(refuse, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "runs/w")
+
+    monkeypatch.setattr("sleeplm.runtime.run.Run", full)
+    assert refuse("run", EXPERIMENT) == "sleeplm: runs/w: No space left on device"
+
+
+def test_a_directory_with_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
+    refuse, tmp_path
+):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "config.json").write_text(json.dumps({"digest": "of another", "config": {}}))
+    line = refuse("run", EXPERIMENT, "--workdir", "w")
+    assert "holds a run" in line and "--resume" in line
+    line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
+    assert "another configuration" in line and "--workdir" in line
+    for text in ("{", "[]", "5", '{"config": {}}', "\x00"):
+        (tmp_path / "w" / "config.json").write_text(text)
+        line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
+        assert "config.json" in line and "--workdir" in line
+
+
+GOOD = {"matrix": [[1.0]], "awake": [1.0], "pretrain": [1.0], "pretrain_start": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (None, "no such file; has the run finished?"),
+        ("{", "cannot be read as JSON"),
+        ("[1]", "entry arms"),
+        ('{"arms": 5}', "entry arms"),
+        ('{"arms": {}}', "at least one arm"),
+        ('{"arms": {"sleep": 5}}', "arms.sleep"),
+        ('{"arms": {"sleep": []}}', "at least one seed"),
+        ('{"arms": {"sleep": {"matrix": [[1]]}}}', "lacks the entry"),
+        (json.dumps({"arms": {"sleep": {**GOOD, "matrix": [[1, 2]]}}}), "arms.sleep.matrix"),
+        (json.dumps({"arms": {"sleep": {**GOOD, "matrix": 5}}}), "arms.sleep.matrix"),
+        (json.dumps({"arms": {"sleep": {**GOOD, "awake": "x"}}}), "arms.sleep.awake"),
+        (json.dumps({"arms": {"sleep": {**GOOD, "tokens": 5}}}), "results"),
+        (json.dumps({"arms": {"sleep": {**GOOD, "seconds": "x"}}}), "results"),
+        (json.dumps({"arms": {"sleep": GOOD}, "world": 5}), "results"),
+        (json.dumps({"arms": {"sleep": GOOD}, "seconds": "x"}), "results"),
+    ],
+)
+def test_the_report_of_a_missing_or_garbled_run_is_refused(refuse, tmp_path, text, word):
+    if text is not None:
+        (tmp_path / "w").mkdir()
+        (tmp_path / "w" / "results.json").write_text(text)
+    assert word in refuse("report", "w")
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="sleep.lam"):
+        cli.main(["run", EXPERIMENT, "--config.sleep.lam=7", "--debug"])
+    with pytest.raises(ConfigError, match="no such file"):
+        cli.main(["report", "w", "--debug"])
+
+
+def test_a_negative_value_may_stand_apart_from_its_setting(refuse):
+    assert "sleep.z0 = -1" in refuse("run", EXPERIMENT, "--config.sleep.z0", "-1")
+
+
+def test_the_check_of_settings_would_notice_a_compilation(refuse, monkeypatch):
+    def compiles(*args):
+        jax.jit(lambda x: x + 1)(1)
+        raise ConfigError("field", 1, "remedy")
+
+    monkeypatch.setattr(cli, "_run", compiles)
+    with pytest.raises(AssertionError, match="something was compiled"):
+        refuse("run", EXPERIMENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", EXPERIMENT, "--config.sleep.lam=7"],
+        ["run", "none.py"],
+        ["report", "none"],
+    ],
+)
+def test_the_installed_command_refuses_in_one_line(tmp_path, arguments):
+    command = [sys.executable, "-m", "sleeplm", *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_commands_flags_and_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("run", "report", "sleeplm run experiments/retention.py", "--config.FIELD=VALUE"):
+        assert word in text
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--workdir", "--resume", "--quiet", "--debug", "get_config()", "Ctrl-C"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
