@@ -5,6 +5,8 @@ day, in wordings it has never seen. Arms: ``sleep`` and ``wake_only`` (same days
 
     sleeplm run experiments/retention.py
     sleeplm run experiments/retention.py --config.world=biographies --config.days=6
+
+Cost and the figures to expect are in README.md.
 """
 
 from sleeplm.methods.config import SleepConfig, TeacherConfig
@@ -14,7 +16,7 @@ from sleeplm.runtime.retention import DayConfig, RetentionConfig, default_levels
 
 
 def get_config() -> RetentionConfig:
-    """Settings of the retention run."""
+    """Four days of 60 facts; up to 8 days fit the expert slots."""
     day = DayConfig(steps=90, batch=16, length=64, chunk=30)
     return RetentionConfig(
         world="atlas",
@@ -31,18 +33,24 @@ def get_config() -> RetentionConfig:
         ),
         pretrain=PretrainConfig(steps=1000, batch=16, length=64, chunk=20),
         day=day,
+        # Two teachers: tonight's self tells of today, this morning's self of all before. Some of
+        # their texts start without a cue: a wording that does not begin with its subject is
+        # only ever told so.
         sleep=SleepConfig(
             teachers=[
-                TeacherConfig("dusk", "today", 1.0, True, 0.3),
-                TeacherConfig("dawn", "past", 1.0, False, 0.3),
+                TeacherConfig("dusk", "today", weight=1.0, uncued=0.4),
+                TeacherConfig("dawn", "past", weight=2.0, imitate=False, uncued=0.3),
             ],
             updates=192,
             rows=16,
             inner=16,
             epochs=2,
+            # On-policy rollouts and imitation cost as much as they take from teacher samples
+            # here, and at equal cost recalled less: see README.md.
             lam=0.0,
             alpha=1.0,
-            length=26,
+            learning_rate=2e-2,
+            length=24,
             cue_tokens=8,
             reservoir=256,
         ),

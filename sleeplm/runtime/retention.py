@@ -255,12 +255,13 @@ def _results(
 def _arm_result(
     config: RetentionConfig, run: Run, arm: str, records: list[dict], start: np.ndarray
 ) -> dict[str, Any]:
-    exams = [r for r in records if r["stage"] == arm and r["event"] == "exam"]
+    mine = [r for r in records if r["stage"] == arm]
+    exams = [r for r in mine if r["event"] == "exam"]
     dusk = {r["day"]: r for r in exams if r["when"] == "dusk"}
     dawn = {**dusk, **{r["day"]: r for r in exams if r["when"] == "dawn"}}
     days = range(config.days)
     matrix = [[dawn[i]["recall"][j] if j <= i else None for j in days] for i in days]
-    nights = [r for r in records if r["stage"] == arm and r["event"] == "seed"]
+    nights = [r for r in mine if r["event"] == "seed"]
     level = config.model.levels
     return {
         "matrix": matrix,
@@ -268,7 +269,7 @@ def _arm_result(
         "pretrain": [dawn[i]["pretrain"] for i in days],
         "pretrain_start": float(start[-1]),
         "floor": [float(x) for x in start[:-1]],
-        "tokens": _tokens(config, len(nights)),
+        "tokens": _tokens(config, len(nights), sum(r["event"] == "merge" for r in mine)),
         "seconds": run.seconds(arm),
         "wording": "held-out questions, greedy answers, exact match",
         "log": {
@@ -280,18 +281,21 @@ def _arm_result(
     }
 
 
-def _tokens(config: RetentionConfig, blocks: int) -> dict[str, int]:
-    """Positions processed by one arm (padding included): read awake, sampled and seeded asleep."""
+def _tokens(config: RetentionConfig, blocks: int, merges: int) -> dict[str, int]:
+    """Positions processed by one arm (padding included): read awake, sampled and seeded asleep.
+
+    Args:
+      blocks: extractions of all nights. merges: extractions for merging experts.
+    """
     sleep = config.sleep
-    sources = sum(
-        (sleep.lam < 1) + (sleep.lam > 0) + (teacher.imitate and sleep.alpha < 1)
-        for teacher in sleep.teachers
-    )
-    rows = sources * sleep.rows * sleep.inner * sleep.length
+    writers = (sleep.lam < 1) + (sleep.lam > 0)
+    told = sum(writers + (one.imitate and sleep.alpha < 1) for one in sleep.teachers)
+    sets = blocks * told + merges * writers  # merging has one teacher, who is not imitated
+    sampled = sets * sleep.rows * sleep.inner * sleep.length
     return {
         "wake": config.days * config.day.steps * config.day.batch * config.day.length,
-        "sampled": blocks * rows,
-        "seeded": blocks * rows * sleep.epochs,
+        "sampled": sampled,
+        "seeded": sampled * sleep.epochs,
     }
 
 

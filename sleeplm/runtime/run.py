@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
 
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.types import PyTree
@@ -26,7 +29,7 @@ from sleeplm.runtime.lifecycle import (
 from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
 #: Settings that change how a run is kept, not what it computes: they may differ on --resume.
 HOUSEKEEPING = ("cache", "save_seconds", "keep")
 
@@ -79,8 +82,6 @@ class Run:
         self.digest = configs.digest_of(lasting)
         self.keep, self.save_seconds = config.keep, config.save_seconds
         self._quiet, self._stop = quiet, stop or StopRequest()
-        self._log: MetricsLog | None = None
-        self._timings: MetricsLog | None = None
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._look(resume)
@@ -152,13 +153,14 @@ class Run:
 
         Raises:
           Stopped: after a signal, with everything saved.
+          ConfigError: another process is at work in the directory.
         """
         if self._stop.signum is not None:
             raise Stopped(self._stop.signum)
         self.claim()
         self._visited.add(stage.name)
         state, start = stage.newborn(), 0
-        with self._checkpoints(stage.name) as checkpoints:
+        with self._alone(), self._checkpoints(stage.name) as checkpoints:
             if checkpoints.steps():
                 restored = checkpoints.restore(state)
                 meta = restored.metadata
@@ -173,9 +175,10 @@ class Run:
             self._forget_later()
             total = sum(moment.cost for moment in stage.agenda)
             done = sum(moment.cost for moment in stage.agenda[:start])
-            with self._logs(), Progress(total, done, quiet=self._quiet) as progress:
+            bar = Progress(total, done, quiet=self._quiet)
+            with self._logs() as (log, timings), bar as progress:
                 chronicle = Chronicle(
-                    self._log, self._timings, progress, self.digest, self.save_seconds, self._stop
+                    log, timings, progress, self.digest, self.save_seconds, self._stop
                 )
                 state = live(
                     state,
@@ -186,21 +189,33 @@ class Run:
                     start=start,
                     stream=stage.stream,
                 )
-                self._reached = (self._log.position, self._timings.position)
+                self._reached = (log.position, timings.position)
         return state
 
     def _checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.directory / CHECKPOINTS / stage, keep=self.keep, warn=self.say)
 
     @contextlib.contextmanager
-    def _logs(self) -> Iterator[None]:
-        """Both logs, cut back to what the state that goes on has seen."""
-        metrics, timings = self._reached
-        with (
-            MetricsLog(self.directory / METRICS, metrics) as self._log,
-            MetricsLog(self.directory / TIMINGS, timings) as self._timings,
-        ):
+    def _alone(self) -> Iterator[None]:
+        """Holds the directory's lock, which the system releases however a process ends."""
+        with (self.directory / LOCK).open("w") as file:
+            try:
+                if jax.process_index() == 0:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "another process is at work in it: wait for it, or name another"
+                raise ConfigError("workdir", str(self.directory), remedy) from error
             yield
+
+    @contextlib.contextmanager
+    def _logs(self) -> Iterator[tuple[MetricsLog, MetricsLog]]:
+        """Metrics and timings, cut back to what the state that goes on has seen."""
+        reached = self._reached
+        with (
+            MetricsLog(self.directory / METRICS, reached[0]) as log,
+            MetricsLog(self.directory / TIMINGS, reached[1]) as timings,
+        ):
+            yield log, timings
 
     def _forget_later(self) -> None:
         """A stage that is (re)done makes checkpoints of later ones worthless."""

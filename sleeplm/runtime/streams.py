@@ -21,7 +21,8 @@ class DayStreams:
 
     def __init__(self, days: Sequence[Sequence[Sequence[int]]], batch: int, length: int, seed: int):
         self._days, self._sizes, self._seed = days, (batch, length), seed
-        self._day, self._iterator = -1, None
+        self._day = -1
+        self._iterator: Any = None
 
     def _open(self, day: int) -> None:
         batch, length = self._sizes

@@ -59,11 +59,25 @@ def test_every_relation_has_enough_wordings_and_holds_some_out(world):
         assert min(len(relation.held_out_statements), len(relation.held_out_questions)) >= 2
 
 
-def test_three_quarters_of_the_training_wordings_start_with_the_subject(world):
+def test_each_relation_trains_on_eight_statements_and_ten_questions(world):
     for relation in world.relations.values():
-        first = [template.startswith("{s}") for template in relation.training]
-        assert sum(first) == 0.75 * len(first)
+        assert (len(relation.statements), len(relation.questions)) == (8, 10)
+
+
+def test_13_of_18_training_wordings_start_with_the_subject(world):
+    for relation in world.relations.values():
+        first = {
+            kind: sum(template.startswith("{s}") for template in getattr(relation, kind))
+            for kind in ("statements", "questions")
+        }
+        assert first == {"statements": 6, "questions": 7}
         assert any(t.startswith("{s}") for t in relation.held_out_questions)
+
+
+def test_every_question_ends_with_a_question_mark_so_that_the_bare_value_follows(world):
+    for relation in world.relations.values():
+        for template in relation.questions + relation.held_out_questions:
+            assert template.endswith("?") and template.count("?") == 1
 
 
 def test_held_out_wordings_use_only_words_that_training_wordings_use(world):

@@ -273,6 +273,15 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
         cli.main(["report", "w", "--debug"])
 
 
+def test_an_interrupt_before_the_run_listens_is_one_line(capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["run", EXPERIMENT]) == 130
+    assert capsys.readouterr().err == "sleeplm: interrupted\n"
+
+
 def test_a_negative_value_may_stand_apart_from_its_setting(refuse):
     assert "sleep.z0 = -1" in refuse("run", EXPERIMENT, "--config.sleep.z0", "-1")
 

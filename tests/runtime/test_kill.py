@@ -308,4 +308,4 @@ def test_the_whole_life_has_every_moment_and_its_sizes(whole):
     day = 1 + config.day.steps // config.day.chunk + 2  # cues, awake, two exams
     assert stages.count("sleep") == 1 + config.days * (day + night)
     assert stages.count("wake_only") == config.days * (config.day.steps + 1)
-    assert len(whole.last("sleep")) > len(whole.last("wake_only")) > 50
+    assert len(whole.last("sleep")) > len(whole.last("wake_only")) > 40
