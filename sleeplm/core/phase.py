@@ -108,8 +108,11 @@ def consolidate(
         def take(state: State, i: Array):
             return learn(state, jax.tree.map(lambda x: x[i], groups))
 
-        state, metrics = jax.lax.scan(take, state, jnp.tile(jnp.arange(inner), epochs))
-        return state, jax.tree.map(lambda x: x.sum(0), metrics)
+        state, each = jax.lax.scan(take, state, jnp.tile(jnp.arange(inner), epochs))
+        metrics = jax.tree.map(lambda x: x.sum(0), each)
+        # The first update's values are those of the parameters that the step began with.
+        firsts = {f"first_{k}": each[k] for k in ("loss", "divergence") if k in each}
+        return state, metrics | jax.tree.map(lambda x: x[0], firsts)
 
     return Phase(init, step)
 

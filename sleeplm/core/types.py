@@ -40,6 +40,8 @@ class Memory:
         token instead of V, so that [B, L, V] of two models never stands in memory.
       reward: float32 [B]. Advantage of the row for score-function objectives; 0 elsewhere.
       source: int32 [B]. Which (teacher, data source) pair made the row; -1 is the wake stream.
+      logp: float32 [B, L] or None. Log-probability of token t when it was sampled, 0 where
+        nothing was: what importance ratios are taken against once the writer has moved on.
     """
 
     tokens: Array
@@ -48,6 +50,7 @@ class Memory:
     reference: Array | None
     reward: Array
     source: Array
+    logp: Array | None = None
 
 
 @jax.tree_util.register_dataclass

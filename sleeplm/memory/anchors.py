@@ -34,7 +34,8 @@ class Anchor:
       receiver_slots: the receiver's ledger when this night began.
       receiver_pool: the receiver's {"experts", "router"} then; None unless pools are merged.
       slot: int32, the receiver's expert that tonight writes.
-      first_loss, last_loss: float32, seeding loss of the first and the latest step tonight.
+      first_loss, last_loss: float32, divergence at the first minibatch tonight (before anything
+        moved) and over the latest extraction.
     """
 
     start: PyTree

@@ -102,7 +102,9 @@ def apply_experts(
         low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(
             -1, slots, rank
         )
-        out = (act(low) * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(slots * rank, d_model)
+        out = (act(low) * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(
+            slots * rank, d_model
+        )
     else:
         out = _grouped(tokens, a, b, index, weight, act)
     return out.reshape(x.shape)

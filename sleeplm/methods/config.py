@@ -65,7 +65,8 @@ class SleepConfig:
       learning_rate, optimizer, weight_decay, b1, b2, clip: of the new expert.
       decay: lower the learning rate linearly to 0 over the night.
       pool: when no slot is free: ``refuse`` with an error, or ``merge_oldest``.
-      rollback: undo a night whose last loss exceeds this many times its first; 0: never.
+      rollback: undo a night whose divergence over its last extraction exceeds this many times
+        that of its first minibatch; 0: never.
       cue_tokens: C, longest cue (begin-of-text included). reservoir: M, cues kept.
       chunk: positions whose logits stand in memory at once.
     """

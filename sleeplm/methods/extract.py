@@ -8,13 +8,14 @@ how rows are spread over devices.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from sleeplm.core import checks
-from sleeplm.core.losses import leave_one_out
+from sleeplm.core.losses import chunked_token_logp, leave_one_out
 from sleeplm.core.types import Array, Extract, Memory, PyTree, Variables
 from sleeplm.memory.anchors import teacher_variables
 from sleeplm.memory.cues import draw
@@ -23,6 +24,7 @@ from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model, next_token_weights
 
 WAKE = -1  # source id of the wake stream
+CHUNK = 128  # positions whose logits stand in memory at once
 
 
 def stateless(extract) -> Extract:
@@ -88,9 +90,7 @@ def teacher_samples(
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
         rows = batch["rows"].reshape(-1)
         cue_key, sample_key = jax.random.split(key)
-        prompts, lengths = draw(
-            variables["cues"], source, batch["today"], rows, cue_key, uncued
-        )
+        prompts, lengths = draw(variables["cues"], source, batch["today"], rows, cue_key, uncued)
         mentor = teacher_variables(variables, *pair, teacher)
         samples = generate(
             model,
@@ -106,7 +106,9 @@ def teacher_samples(
         samples = crop(samples, length)
         fresh = first_of_its_kind(samples.tokens, rows, axis_name)
         memory = graded(model, mentor, samples, source_id)
-        return jax.lax.stop_gradient(with_weights(memory, memory.weights * fresh[:, None] * weight))
+        return jax.lax.stop_gradient(
+            dataclasses.replace(memory, weights=memory.weights * fresh[:, None] * weight)
+        )
 
     return stateless(extract)
 
@@ -139,9 +141,7 @@ def imitation(
         rows = batch["rows"].reshape(-1)
         leaders = rows[::group]
         cue_key, teach_key, cut_key, sample_key = jax.random.split(key, 4)
-        prompts, lengths = draw(
-            variables["cues"], source, batch["today"], leaders, cue_key, uncued
-        )
+        prompts, lengths = draw(variables["cues"], source, batch["today"], leaders, cue_key, uncued)
         mentor = teacher_variables(variables, *pair, teacher)
         told = generate(
             model, mentor, prompts, lengths, row_keys(teach_key, leaders),
@@ -171,10 +171,13 @@ def imitation(
         r_abs = surface_reward(distance, a_length, b_length, z0)
         reward = imitation_reward(r_sem, r_abs, gamma)
         memory = graded(model, mentor, own, source_id)
-        memory = with_weights(memory, memory.weights * weight)
-        return jax.lax.stop_gradient(
-            Memory(**{**vars(memory), "reward": leave_one_out(reward, group)})
+        memory = dataclasses.replace(
+            memory,
+            weights=memory.weights * weight,
+            reward=leave_one_out(reward, group),
+            logp=token_logp(model, variables, memory, temperature),
         )
+        return jax.lax.stop_gradient(memory)
 
     return stateless(extract)
 
@@ -188,6 +191,7 @@ def graded(model: Model, teacher: Variables, samples: Samples, source_id: int) -
         reference=model.hidden(teacher, samples.tokens, samples.segments),
         reward=jnp.zeros(samples.length.shape),
         source=jnp.full(samples.length.shape, source_id, jnp.int32),
+        logp=jnp.zeros(samples.tokens.shape),
     )
 
 
@@ -201,9 +205,14 @@ def crop(samples: Samples, length: int) -> Samples:
     )
 
 
-def with_weights(memory: Memory, weights: Array) -> Memory:
-    """The memory with other loss weights, float32 [B, L]."""
-    return Memory(**{**vars(memory), "weights": weights})
+def token_logp(
+    model: Model, variables: Variables, memory: Memory, temperature: Array | float = 1.0
+) -> Array:
+    """float32 [B, L]: log-probability of every token after the first, at a temperature."""
+    hidden = model.hidden(variables, memory.tokens, memory.segments)[:, :-1]
+    unembed = model.unembed(variables["params"])
+    logp = chunked_token_logp(hidden, unembed, memory.tokens[:, 1:], CHUNK, temperature)
+    return jnp.pad(logp, ((0, 0), (1, 0)))
 
 
 def mix(*extracts: Extract) -> Extract:
@@ -237,12 +246,10 @@ def _pad(memory: Memory, length: int) -> Memory:
     if not extra:
         return memory
 
-    def pad(x: Array | None) -> Array | None:
-        return x if x is None or x.ndim < 2 else jnp.pad(
-            x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)
-        )  # fmt: skip
+    def pad(x: Array) -> Array:
+        return x if x.ndim < 2 else jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
 
-    return Memory(**{name: pad(x) for name, x in vars(memory).items()})
+    return jax.tree.map(pad, memory)
 
 
 def first_of_its_kind(tokens: Array, rows: Array, axis_name: str | None = None) -> Array:
@@ -258,7 +265,7 @@ def first_of_its_kind(tokens: Array, rows: Array, axis_name: str | None = None) 
         mixed = (wide + 1) * (index * jnp.uint32(multiplier) | 1)
         mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(multiplier)
         columns.append(jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32))
-    everyone, offset = jnp.stack(columns), 0
+    everyone, offset = jnp.stack(columns), jnp.int32(0)
     if axis_name is not None:
         everyone = jax.lax.all_gather(everyone, axis_name, axis=1, tiled=True)
         offset = jax.lax.axis_index(axis_name) * len(rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import (
     Divergence,
     chunked_cross_entropy,
@@ -38,6 +39,7 @@ def seeding(
     *,
     alpha: Array | float,
     temperature: Array | float = 1.0,
+    clip: float = 0.2,
     chunk: int = 128,
 ) -> Objective:
     """L_KS, negated to be minimised: alpha D(teacher || student) - (1 - alpha) E[r].
@@ -50,19 +52,27 @@ def seeding(
       alpha: 1 asks for distillation only (and leaves the score function out of the program if it
         is a Python number).
       temperature: at which the continuations were sampled.
+      clip: continuations serve several updates; the importance ratio against the student that
+        wrote them is clipped to [1 - clip, 1 + clip]. At the first update it is 1.
     """
 
     def objective(variables: Variables, memory: Memory):
+        if memory.reference is None:
+            raise ConfigError("memory.reference", None, "seeding needs the teacher's states")
         hidden = model.hidden(variables, memory.tokens, memory.segments)[:, :-1]
         unembed = model.unembed(variables["params"])
         weights = memory.weights[:, 1:]
         kl, weight = chunked_divergence(
             hidden, memory.reference[:, :-1], unembed, unembed, weights, divergence, chunk
         )
-        loss, aux = alpha * kl, {"divergence": (kl, weight), **diversity(memory)}
+        loss = alpha * kl
+        aux: Metrics = {"divergence": (kl, weight), **diversity(memory)}
         if not (isinstance(alpha, int | float) and alpha == 1):
             logp = chunked_token_logp(hidden, unembed, memory.tokens[:, 1:], chunk, temperature)
-            imitate, _ = score_function_loss(logp, weights, memory.reward)
+            old = None if memory.logp is None else memory.logp[:, 1:]
+            imitate, _ = score_function_loss(
+                logp, weights, memory.reward, old, None if old is None else clip
+            )
             loss = loss + (1.0 - alpha) * imitate
             rows = (memory.weights.sum(1) > 0) & (memory.reward != 0)
             aux["advantage"] = (jnp.abs(memory.reward).sum(), rows.sum().astype(jnp.float32))
@@ -81,7 +91,9 @@ def weighted_sum(*terms: tuple[Array | float, Objective]) -> Objective:
     """sum_i c_i * objective_i on one memory; the first objective's weight divides them all."""
 
     def objective(variables: Variables, memory: Memory):
-        total, weight, aux = 0.0, None, {}
+        total: Array | float = 0.0
+        weight: Array | None = None
+        aux: Metrics = {}
         for coefficient, term in terms:
             loss, w, more = term(variables, memory)
             total = total + coefficient * loss

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,7 @@ def teachings(
     axis_name: str | None,
 ) -> Extract:
     """The night's data: per teacher its samples, student rollouts (lambda), continuations."""
-    common = {
+    common: dict[str, Any] = {
         "length": config.length,
         "temperature": config.temperature,
         "top_k": config.top_k,
@@ -188,8 +188,12 @@ def teachings(
     }
     parts: list[Extract] = []
     for i, teacher in enumerate(teachers):
-        told = {"teacher": teacher.state, "source": teacher.source, "source_id": i}
-        told["uncued"] = teacher.uncued
+        told: dict[str, Any] = {
+            "teacher": teacher.state,
+            "source": teacher.source,
+            "source_id": i,
+            "uncued": teacher.uncued,
+        }
         for writer, share in (("teacher", 1.0 - config.lam), ("student", config.lam)):
             if isinstance(share, int | float) and share == 0:
                 continue
@@ -327,11 +331,16 @@ def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         state, metrics = learn.step(state, batch, key)
         # The loss may hold a score function, whose value means nothing.
-        total, weight = metrics.get("divergence", metrics["loss"])
-        loss = (total / weight).astype(jnp.float32)  # NaN if every update was refused
+        name = "divergence" if "divergence" in metrics else "loss"
+        loss = _mean(metrics[name])  # NaN if every update was refused
+        before = metrics.get(f"first_{name}", metrics[name])
         anchor: Anchor = state.anchors[sender]
-        first = jnp.where(jnp.isnan(anchor.first_loss), loss, anchor.first_loss)
+        first = jnp.where(jnp.isnan(anchor.first_loss), _mean(before), anchor.first_loss)
         fields = {**vars(anchor), "first_loss": first, "last_loss": loss}
         return state.replace(anchors={**state.anchors, sender: Anchor(**fields)}), metrics
 
     return Phase(learn.init, step)
+
+
+def _mean(pair: tuple[Array, Array]) -> Array:
+    return (pair[0] / pair[1]).astype(jnp.float32)

@@ -144,9 +144,7 @@ class Level(nn.Module):
             "router", lambda _: {"w": zeros((d_model, lv.slots)), "bias": zeros((lv.slots,))}
         )
         index, weight = route(x, router, active, top_k=lv.top_k, gate=lv.gate, explore=explore)
-        return out + apply_experts(
-            x, experts, index, weight, self.config.dispatch, lv.activation
-        )
+        return out + apply_experts(x, experts, index, weight, self.config.dispatch, lv.activation)
 
 
 class Levels(nn.Module):
