@@ -21,7 +21,7 @@ SYMBOL = Relation(
         "{v} is the sign for {s}.",
     ),
     questions=(
-        "{s}: which chemical symbol?",
+        "{s} is written with what chemical symbol?",
         "{s} is written how in a formula?",
         "{s} is marked with which sign?",
         "{s} appears as what in formulas?",
@@ -56,7 +56,7 @@ ATOMIC_NUMBER = Relation(
     ),
     questions=(
         "{s}: what atomic number?",
-        "{s} has how many protons?",
+        "{s} has a nucleus that holds how many protons?",
         "{s} is element number what?",
         "{s} carries what atomic number?",
         "{s} stands at which place of the table?",
@@ -123,7 +123,7 @@ PERIOD = Relation(
         "In the table {s} is in row {v}.",
     ),
     questions=(
-        "{s}: which period?",
+        "{s} has its place in which period?",
         "{s} stands in which row?",
         "{s} sits in row number what?",
         "{s} is an element of which period?",
@@ -157,7 +157,7 @@ GROUP = Relation(
         "In the table {s} is in column {v}.",
     ),
     questions=(
-        "{s}: which group?",
+        "{s} has its place in which group?",
         "{s} stands in which column?",
         "{s} reacts like which group?",
         "{s} is a member of which group?",
@@ -191,8 +191,8 @@ DENSITY = Relation(
         "A small cube of {s} weighs {v} grams.",
     ),
     questions=(
-        "{s}: what density?",
-        "{s} weighs how many grams a cube?",
+        "{s} has a density of how many grams?",
+        "{s}: what does a cube weigh in grams?",
         "{s} is how many times as dense as water?",
         "{s} has how many times the density of water?",
         "{s} is as dense as how many times water?",
@@ -259,14 +259,14 @@ RADIUS = Relation(
         "Atoms of {s} reach out {v}.",
     ),
     questions=(
-        "{s}: what covalent radius?",
+        "{s} binds with atoms of what covalent radius?",
         "{s} reaches out how far?",
         "{s} atoms measure how much to the edge?",
         "{s} binds at what radius?",
         "{s} has atoms of which radius?",
         "{s} atoms reach out how far?",
         "{s}: how far from its nucleus to the edge?",
-        "What is the radius of {s}?",
+        "How far from its nucleus does {s} reach out?",
         "How far do atoms of {s} reach out?",
         "Which covalent radius do atoms of {s} have?",
     ),

@@ -3,7 +3,7 @@
 A level is a subtree ``params["blocks"]["levels"][name]`` with
 
 * ``norm``     {"scale" [N, D]}
-* ``base``     the level's MLP, {"gate", "up" [N, D, F], "down" [N, F, D]}
+* ``base``     the level's MLP, {"gate", "up": {"kernel" [N, D, F]}, "down": {"kernel" [N, F, D]}}
 * ``experts``  {"a" [N, S, D, R], "b" [N, S, R, D]} if the level has slots
 * ``router``   {"w" [N, D, S], "bias" [N, S]}      if the level has slots
 

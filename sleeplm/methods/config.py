@@ -61,7 +61,7 @@ class SleepConfig:
         frozen start model, at least ``judge_threshold``.
       divergence: ``forward_kl``, ``reverse_kl`` or ``jsd`` (with ``beta``).
       length: L, longest remembered sequence in tokens, cue and stop token included.
-      temperature, top_k: of all sampling.
+      temperature: of all sampling. top_k: of teacher samples and rollouts, 0 for all tokens.
       learning_rate, optimizer, weight_decay, b1, b2, clip: of the new expert.
       decay: lower the learning rate linearly to 0 over the night.
       pool: when no slot is free: ``refuse`` with an error, or ``merge_oldest``.

@@ -70,8 +70,13 @@ def night(
 ) -> Night:
     """Consolidation of ``sender`` into a new expert of ``receiver``.
 
+    ``begin`` writes into the lowest free slot, and into slot 0 if there is none: ask
+    :func:`~sleeplm.memory.slots.require_room` first, on the host.
+
     Args:
-      extract, objective, update: each replaces the one that ``config`` describes.
+      extract, objective, update: each replaces the one that ``config`` describes. An update that
+        is not wrapped in :func:`~sleeplm.methods.update.only_slot` moves the whole pool, which a
+        rollback then restores only if the anchor keeps it (``pool="merge_oldest"``).
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     pair = (sender, receiver)

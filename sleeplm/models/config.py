@@ -21,9 +21,10 @@ class ModelConfig:
       head_dim: width of one head; 0 means D / H.
       max_len: longest sequence the model is asked to handle (sizes the generation cache).
       levels: memory levels, fastest first (Eq. 1).
-      wiring: ``sequential`` chains them, ``independent`` adds them side by side with learned
-        weights, ``nested`` runs the fastest, which restarts from the next slower one's weights
-        whenever that one moves.
+      wiring: ``sequential`` chains them; ``independent`` adds them side by side, each with a
+        weight of its own (``mix``, 1 at the start; wake and sleep leave it alone, since it would
+        move every memory at once, a phase of one's own may train it); ``nested`` runs the
+        fastest, which restarts from the next slower one's weights whenever that one moves.
       tie_embeddings: the unembedding is the transposed embedding.
       qk_norm: RMS-normalise queries and keys per head.
       dtype: type of activations; param_dtype: type of parameters.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 
 import pytest
+from rapidfuzz.distance import Levenshtein
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.atlas import atlas
@@ -31,6 +33,13 @@ def _world(request) -> World:
 
 def _words(templates) -> set[str]:
     return {word for t in templates for word in re.findall(r"[A-Za-z]+", re.sub("{.}", " ", t))}
+
+
+def _pairs_of_questions(world: World) -> list[tuple[list[str], list[str]]]:
+    """Word lists of every training question beside every held-out one of its relation."""
+    relations = world.relations.values()
+    pairs = ((t, h) for r in relations for t in r.questions for h in r.held_out_questions)
+    return [tuple(re.findall(r"\{s\}|\w+", text.lower()) for text in pair) for pair in pairs]
 
 
 def test_no_subject_is_in_two_parts_of_the_world(world):
@@ -84,6 +93,18 @@ def test_held_out_wordings_use_only_words_that_training_wordings_use(world):
     training = _words(t for r in world.relations.values() for t in r.training)
     held_out = _words(t for r in world.relations.values() for t in r.held_out)
     assert held_out - training == set()
+
+
+def test_every_training_question_is_three_word_edits_away_from_every_held_out_one(world):
+    for trained, held_out in _pairs_of_questions(world):
+        assert Levenshtein.distance(trained, held_out) >= 3, (trained, held_out)
+
+
+def test_no_held_out_question_is_a_training_question_in_another_word_order(world):
+    for trained, held_out in _pairs_of_questions(world):
+        ours, theirs = Counter(trained), Counter(held_out)
+        differing = (ours - theirs) + (theirs - ours)
+        assert differing.total() >= 3, (trained, held_out)
 
 
 def test_wordings_of_different_relations_differ(world):
