@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sleeplm run experiments/retention.py --workdir runs/demo --resume
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ def get_config() -> RetentionConfig:
             max_len=64,
             levels=default_levels(day.steps, slots=8),
         ),
-        pretrain=PretrainConfig(steps=1000, batch=16, length=64, chunk=20),
+        pretrain=PretrainConfig(steps=1200, batch=16, length=64, chunk=20),
         day=day,
         # Two teachers: tonight's self tells of today, this morning's self of all before. Some of
         # their texts start without a cue: a wording that does not begin with its subject is
@@ -41,10 +41,10 @@ def get_config() -> RetentionConfig:
                 TeacherConfig("dusk", "today", weight=1.0, uncued=0.4),
                 TeacherConfig("dawn", "past", weight=2.0, imitate=False, uncued=0.3),
             ],
-            updates=192,
+            updates=216,
             rows=16,
-            inner=16,
-            epochs=2,
+            inner=24,
+            epochs=1,
             # On-policy rollouts and imitation cost as much as they take from teacher samples
             # here, and at equal cost recalled less: see README.md.
             lam=0.0,

@@ -83,8 +83,8 @@ class RetentionConfig:
     days: int = 4
     facts_per_day: int = 60
     pretrain_people: int = 200
-    statements: int = 3
-    questions: int = 3
+    statements: int = 2
+    questions: int = 5
     exam_pretrain: int = 196
     seed: int = 0
     arms: list[str] = dataclasses.field(default_factory=lambda: list(ARMS))
@@ -303,7 +303,14 @@ def default_levels(steps: int, slots: int) -> list[LevelConfig]:
     """The two levels of the bench: a grafted fast one, and the block's MLP with experts."""
     return [
         LevelConfig(
-            name="fast", kind="graft", width=64, period=1, night=steps, learning_rate=5e-3, clip=1.0
+            name="fast",
+            kind="graft",
+            width=64,
+            period=1,
+            night=steps,
+            learning_rate=3e-3,
+            weight_decay=0.5,
+            clip=1.0,
         ),
         LevelConfig(
             name="slow", kind="replace", width=384, slots=slots, rank=16, top_k=min(slots, 8)
