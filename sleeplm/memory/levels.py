@@ -208,13 +208,6 @@ def copy_base(params: Params, source: str, target: str) -> Params:
     return with_levels(params, {target: {**get_level(params, target), **copied}})
 
 
-def sender_of(levels: Sequence[LevelConfig], receiver: str) -> str | None:
-    """The level that is consolidated into ``receiver``: the next faster one."""
-    names = [level.name for level in levels]
-    i = names.index(receiver)
-    return names[i - 1] if i and levels[i - 1].night else None
-
-
 def due(step: Array | int, every: int, offset: int = 0) -> Array | bool:
     """True after ``step`` wake steps if a clock of period ``every`` strikes; never for 0."""
     if every == NEVER:

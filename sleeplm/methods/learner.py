@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +48,33 @@ class Learner(NamedTuple):
       remember: step on {"tokens" [n, C], "length" [n], "today"}: offers cues to the reservoir.
     """
 
-    init: object
+    init: Callable[[Params, Array], State]
     wake: Step
     rests: tuple[Rest, ...]
     remember: Step
 
 
 def learner(
-    model: Model, config: SleepConfig, *, chunk: int = 128, axis_name: str | None = None
+    model: Model,
+    config: SleepConfig,
+    *,
+    method: Callable[[str, str], Mapping[str, Any]] | None = None,
+    chunk: int = 128,
+    axis_name: str | None = None,
 ) -> Learner:
-    """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5)."""
+    """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5).
+
+    Args:
+      method: ``(sender, receiver) -> {"extract", "objective", "update"}``, any of them: pieces of
+        one's own for the nights of that pair, see :func:`~sleeplm.methods.sleep.night`.
+      chunk: positions whose logits stand in memory at once, awake.
+      axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
+    """
+    own = method or (lambda sender, receiver: {})
     levels = model.config.levels
     awake = wake(model, chunk=chunk, axis_name=axis_name)
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
-    nights = {s: night(model, config, s, r, axis_name=axis_name) for s, r in pairs}
+    nights = {s: night(model, config, s, r, axis_name=axis_name, **own(s, r)) for s, r in pairs}
     merging = config.pool == "merge_oldest"
     merges = {s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if merging}
 

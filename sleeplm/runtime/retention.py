@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -316,8 +315,3 @@ def default_levels(steps: int, slots: int) -> list[LevelConfig]:
             name="slow", kind="replace", width=384, slots=slots, rank=16, top_k=min(slots, 8)
         ),
     ]
-
-
-def run_directory(path: str) -> pathlib.Path:
-    """The run directory as a path, with ``~`` expanded."""
-    return pathlib.Path(path).expanduser()

@@ -177,13 +177,6 @@ def test_stacking_copies_the_mlp_and_norm_of_a_level_and_keeps_the_targets_exper
     assert len(set(pointers)) == len(pointers)  # the tree can be donated
 
 
-def test_the_sender_is_the_next_faster_level_that_has_a_night():
-    chain = [fast(), fast(name="mid", night=0), slow()]
-    assert lv.sender_of(chain, "fast") is None
-    assert lv.sender_of(chain, "mid") == "fast"
-    assert lv.sender_of(chain, "slow") is None
-
-
 def test_a_clock_strikes_at_multiples_of_its_period_behind_its_offset_and_never_for_zero():
     assert [i for i in range(13) if lv.due(i, 4)] == [4, 8, 12]
     assert [i for i in range(13) if lv.due(i, 4, 1)] == [1, 5, 9]

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from sleeplm.core import tree
+from sleeplm.core.losses import forward_kl
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.cues import BEFORE
 from sleeplm.memory.levels import due, get_level
 from sleeplm.memory.slots import require_room
 from sleeplm.methods.config import evening, paper_v2
+from sleeplm.methods.objectives import seeding
 from sleeplm.runtime.parallel import jit_step
 from sleeplm.testing import counting
 
@@ -207,3 +209,27 @@ def test_learners_of_many_seeds_are_one_vmapped_learner(tiny):
     assert metrics["loss"][0].shape == (3,)
     assert len(set(np.asarray(metrics["loss"][0]).tolist())) == 3
     np.testing.assert_array_equal(states.counters["step"], jnp.ones(3))
+
+
+def test_a_method_of_ones_own_sleeps_in_a_whole_learner(tiny):
+    asked, seen = [], []
+    model, config = tiny.model(tiny.two_levels(slots=2)), short(tiny)
+
+    def method(sender, receiver):
+        asked.append((sender, receiver))
+        usual = seeding(model, forward_kl, alpha=1.0, chunk=8)
+
+        def objective(variables, memory):
+            seen.append(memory.tokens.shape)
+            loss, weight, aux = usual(variables, memory)
+            return 2.0 * loss, weight, {**aux, "mine": (loss, weight)}
+
+        return {"objective": objective}
+
+    made, state = tiny.learner(model, config, method=method)
+    (rest,) = made.rests
+    state, _ = jax.jit(rest.begin)(state, tiny.rows(config), KEY)
+    state, metrics = jax.jit(rest.seed)(state, tiny.rows(config), KEY)
+    assert asked == [("fast", "slow")]
+    assert seen
+    np.testing.assert_allclose(metrics["loss"][0], 2.0 * metrics["mine"][0], rtol=1e-6)

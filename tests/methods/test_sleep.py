@@ -154,7 +154,7 @@ def test_in_v2_the_teacher_has_the_old_base_and_the_student_the_new_one(tiny):
 
 def test_the_night_brings_the_student_closer_to_its_teacher(tiny):
     config = tiny.config(
-        evening, alpha=1.0, lam=0.0, updates=60, inner=2, epochs=3, decay=False, rollback=1.0
+        evening, alpha=1.0, lam=0.0, updates=150, inner=2, epochs=3, decay=False, rollback=1.0
     )
     model, before = at_dusk(tiny, config)
     after, _ = through(model, config, before, tiny)

@@ -1,0 +1,47 @@
+"""Objectives on one memory, and sums of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.losses import forward_kl
+from sleeplm.methods.extract import wake_batch
+from sleeplm.methods.objectives import language_model, seeding, weighted_sum
+
+
+@pytest.fixture(scope="module")
+def told(tiny):
+    """A tiny model, its variables, and a memory of the wake stream."""
+    model = tiny.model()
+    variables = {"params": tiny.params(model), "slots": model.init_slots()}
+    memory, _ = wake_batch().extract(variables, (), tiny.text(0), jax.random.key(0))
+    return model, variables, memory
+
+
+def test_the_task_loss_is_the_cross_entropy_of_every_next_token_of_a_document(told):
+    model, variables, memory = told
+    loss, weight, _ = language_model(model, chunk=4)(variables, memory)
+    logp = jax.nn.log_softmax(model.logits(variables, memory.tokens, memory.segments))
+    targets = jnp.take_along_axis(logp[:, :-1], memory.tokens[:, 1:, None], -1)[..., 0]
+    same = (memory.segments[:, 1:] == memory.segments[:, :-1]) & (memory.segments[:, 1:] > 0)
+    np.testing.assert_allclose(loss, -jnp.sum(targets * same), rtol=1e-5)
+    assert weight == same.sum()
+
+
+def test_a_weighted_sum_adds_losses_and_keeps_the_weight_of_the_first(told):
+    model, variables, memory = told
+    task = language_model(model, chunk=4)
+    loss, weight, _ = task(variables, memory)
+    both = weighted_sum((0.5, task), (2.0, task))(variables, memory)
+    np.testing.assert_allclose(both[0], 2.5 * loss, rtol=1e-6)
+    assert both[1] == weight
+
+
+def test_seeding_refuses_a_memory_without_a_teacher(told):
+    model, variables, memory = told
+    with pytest.raises(ConfigError, match="teacher"):
+        seeding(model, forward_kl, alpha=1.0)(variables, memory)
