@@ -37,7 +37,8 @@ class Memory:
         never cross a segment.
       reference: float [B, L, D] or None. The teacher's final hidden states. With the shared
         unembedding they are a lossless code for its full next-token distribution, D numbers a
-        token instead of V, so that [B, L, V] of two models never stands in memory.
+        token instead of V, so that [B, L, V] of two models never stands in memory. Needed
+        where the next token has weight; elsewhere it may be 0.
       reward: float32 [B]. Advantage of the row for score-function objectives; 0 elsewhere.
       source: int32 [B]. Which (teacher, data source) pair made the row; -1 is the wake stream.
       logp: float32 [B, L] or None. Log-probability of token t when it was sampled, 0 where

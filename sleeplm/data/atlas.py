@@ -23,13 +23,13 @@ import random
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import periodictable
 from countryinfo import CountryInfo
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.facts import Fact, World, check_world
+from sleeplm.data.facts import Fact, World, check_world, day_sizes
 from sleeplm.data.wordings_countries import COUNTRY_RELATIONS
 from sleeplm.data.wordings_elements import ELEMENT_RELATIONS
 
@@ -71,18 +71,20 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-def atlas(seed: int, days: int, facts_per_day: int) -> World:
-    """The atlas world: ``days`` days of exactly ``facts_per_day`` facts, the rest pretraining.
+def atlas(seed: int, days: int | Sequence[int], facts_per_day: int | None = None) -> World:
+    """The atlas world: days of exactly so many facts, the rest pretraining.
 
     A day is about countries of one continent, or about elements. Its subjects are taken whole
     until the facts suffice; the last subject's surplus facts are used nowhere. ``seed`` chooses
     which subjects go where.
 
+    Args:
+      days: how many days of ``facts_per_day`` facts, or a list with the size of each day.
+
     Raises:
       ConfigError: when so many facts do not fit; the message says how many days do.
     """
-    if days < 0 or facts_per_day < 1:
-        raise ConfigError("atlas", (days, facts_per_day), "needs days >= 0, facts_per_day >= 1")
+    sizes = day_sizes("atlas", days, facts_per_day)
     rng = random.Random(f"atlas {seed}")
     pools = {theme: list(people.items()) for theme, people in _atlas_subjects().items()}
     for pool in pools.values():
@@ -91,17 +93,28 @@ def atlas(seed: int, days: int, facts_per_day: int) -> World:
     order = list(pools)
     rng.shuffle(order)
     chosen: list[tuple[Fact, ...]] = []
-    while len(chosen) < days:
-        open_themes = [t for t in order if _count(pools[t]) - facts_per_day >= reserve[t]]
-        if not open_themes:
-            remedy = f"at most {len(chosen)} days of {facts_per_day} facts fit into the atlas"
-            raise ConfigError("atlas.days", days, remedy)
-        for theme in open_themes[: days - len(chosen)]:
-            chosen.append(_take(pools[theme], facts_per_day))
+    while len(chosen) < len(sizes):
+        before = len(chosen)
+        for theme in order:
+            size = sizes[len(chosen)]
+            if _count(pools[theme]) - size >= reserve[theme]:
+                chosen.append(_take(pools[theme], size))
+            if len(chosen) == len(sizes):
+                break
+        if len(chosen) == before:
+            raise _too_many(sizes, before)
     pretrain = tuple(f for pool in pools.values() for _, facts in pool for f in facts)
     world = World(f"atlas-{seed}", ATLAS_RELATIONS, pretrain, tuple(chosen))
     check_world(world)
     return world
+
+
+def _too_many(sizes: Sequence[int], fit: int) -> ConfigError:
+    if len(set(sizes)) == 1:
+        remedy = f"at most {fit} days of {sizes[0]} facts fit into the atlas"
+        return ConfigError("atlas.days", len(sizes), remedy)
+    remedy = f"at most {fit} days of these sizes fit into the atlas (day {fit + 1}: {sizes[fit]})"
+    return ConfigError("atlas.day_sizes", list(sizes), remedy)
 
 
 def _count(pool: list[tuple[str, tuple[Fact, ...]]]) -> int:

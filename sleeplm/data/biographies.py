@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.facts import Fact, World, check_world
+from sleeplm.data.facts import Fact, World, check_world, day_sizes
 from sleeplm.data.wordings_biographies import BIOGRAPHY_RELATIONS
 
 BIOGRAPHY_ATTRIBUTES = {r.name: r for r in BIOGRAPHY_RELATIONS}
@@ -86,24 +87,29 @@ _VALUES = {
 }
 
 
-def biographies(seed: int, days: int, facts_per_day: int, pretrain_people: int = 200) -> World:
-    """A world of people: ``days`` days of exactly ``facts_per_day`` facts.
+def biographies(
+    seed: int,
+    days: int | Sequence[int],
+    facts_per_day: int | None = None,
+    pretrain_people: int = 200,
+) -> World:
+    """A world of people, with days of exactly so many facts.
 
     A day tells of whole people; the last one's surplus facts are used nowhere. Pretraining has
     all eight facts of ``pretrain_people`` others.
 
+    Args:
+      days: how many days of ``facts_per_day`` facts, or a list with the size of each day.
+
     Raises:
       ConfigError: when a number is out of range.
     """
-    if days < 0 or facts_per_day < 1:
-        raise ConfigError(
-            "biographies", (days, facts_per_day), "needs days >= 0, facts_per_day >= 1"
-        )
+    sizes = day_sizes("biographies", days, facts_per_day)
     if pretrain_people < 1:
         raise ConfigError("biographies.pretrain_people", pretrain_people, "needs at least 1")
     rng = random.Random(f"biographies {seed}")
-    per_day = -(-facts_per_day // len(_VALUES))
-    people = iter(_names(rng, pretrain_people + days * per_day))
+    people_of = [-(-size // len(_VALUES)) for size in sizes]
+    people = iter(_names(rng, pretrain_people + sum(people_of)))
 
     def lives(count: int) -> tuple[Fact, ...]:
         return tuple(
@@ -113,7 +119,7 @@ def biographies(seed: int, days: int, facts_per_day: int, pretrain_people: int =
         )
 
     pretrain = lives(pretrain_people)
-    told = tuple(lives(per_day)[:facts_per_day] for _ in range(days))
+    told = tuple(lives(n)[:size] for n, size in zip(people_of, sizes, strict=True))
     world = World(f"biographies-{seed}", BIOGRAPHY_ATTRIBUTES, pretrain, told)
     check_world(world)
     return world

@@ -110,6 +110,21 @@ def subjects(facts: Iterable[Fact]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(fact.subject for fact in facts))
 
 
+def day_sizes(field: str, days: int | Sequence[int], facts_per_day: int | None) -> list[int]:
+    """Facts of each day, from a list of them or from a number of days of equal size.
+
+    Raises:
+      ConfigError: ``field``, with sizes that are out of range.
+    """
+    if isinstance(days, int):
+        if facts_per_day is None or days < 0 or facts_per_day < 1:
+            raise ConfigError(field, (days, facts_per_day), "needs days >= 0, facts_per_day >= 1")
+        return [facts_per_day] * days
+    if facts_per_day is not None or any(size < 1 for size in days):
+        raise ConfigError(field, list(days), "a list of sizes, each >= 1, says all about the days")
+    return list(days)
+
+
 def statements(world: World, facts: Iterable[Fact], held_out: bool = False) -> list[Document]:
     """Every statement of every fact: training wordings, or the held-out ones."""
     documents: list[Document] = []

@@ -16,6 +16,8 @@ from sleeplm.core.types import Array, Params, PyTree, Variables
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import SlotTable, close_all
 
+#: Parts of a level that may move in a night.
+POOL, BASE = ("experts", "router"), ("base", "norm")
 #: States that can teach. ``dusk``: the sender as it is when the night begins (it knows today).
 #: ``dawn``: as it woke up after its last night. ``before_update``: its base as at dawn, its
 #: experts as at dusk (the teacher of section 5, v2). ``origin``: the start of life, no expert.
@@ -32,7 +34,9 @@ class Anchor:
         this night began.
       dawn_slots, dusk_slots: the sender's ledger at those times.
       receiver_slots: the receiver's ledger when this night began.
-      receiver_pool: the receiver's {"experts", "router"} then; None unless pools are merged.
+      receiver: what of the receiver may move tonight beyond one slot, as it was then: its
+        {"experts", "router"} where pools are merged or learn as a whole, its {"base", "norm"}
+        where that learns; else None.
       slot: int32, the receiver's expert that tonight writes.
       first_loss, last_loss: float32, divergence at the first minibatch tonight (before anything
         moved) and over the latest extraction.
@@ -44,16 +48,20 @@ class Anchor:
     dawn_slots: SlotTable
     dusk_slots: SlotTable
     receiver_slots: SlotTable
-    receiver_pool: PyTree | None
+    receiver: PyTree | None
     slot: Array
     first_loss: Array
     last_loss: Array
 
 
 def init_anchor(
-    params: Params, slots: dict[str, SlotTable], sender: str, receiver: str, keep_pool: bool
+    params: Params, slots: dict[str, SlotTable], sender: str, receiver: str, keep: tuple[str, ...]
 ) -> Anchor:
-    """The anchor of a newborn sender: start, dawn and dusk are the present."""
+    """The anchor of a newborn sender: start, dawn and dusk are the present.
+
+    Args:
+      keep: parts of the receiver to remember every evening (``POOL``, ``BASE`` or none).
+    """
     now = jax.tree.map(jnp.copy, get_level(params, sender))
     return Anchor(
         start=now,
@@ -62,17 +70,22 @@ def init_anchor(
         dawn_slots=jax.tree.map(jnp.copy, slots[sender]),
         dusk_slots=jax.tree.map(jnp.copy, slots[sender]),
         receiver_slots=jax.tree.map(jnp.copy, slots[receiver]),
-        receiver_pool=jax.tree.map(jnp.copy, pool_of(params, receiver)) if keep_pool else None,
+        receiver=jax.tree.map(jnp.copy, parts_of(params, receiver, keep)) if keep else None,
         slot=jnp.int32(0),
         first_loss=jnp.float32(jnp.nan),
         last_loss=jnp.float32(jnp.nan),
     )
 
 
+def parts_of(params: Params, level: str, parts: tuple[str, ...]) -> PyTree:
+    """Some parts of one level, by name."""
+    subtree = get_level(params, level)
+    return {part: subtree[part] for part in parts}
+
+
 def pool_of(params: Params, level: str) -> PyTree:
     """{"experts", "router"} of one level."""
-    subtree = get_level(params, level)
-    return {"experts": subtree["experts"], "router": subtree["router"]}
+    return parts_of(params, level, POOL)
 
 
 def teacher_variables(variables: Variables, sender: str, receiver: str, state: str) -> Variables:
@@ -91,6 +104,6 @@ def teacher_variables(variables: Variables, sender: str, receiver: str, state: s
         subtree = anchor.start
         slots = {name: close_all(table) for name, table in slots.items()}
     changed = {sender: subtree}
-    if anchor.receiver_pool is not None:
-        changed[receiver] = {**get_level(variables["params"], receiver), **anchor.receiver_pool}
+    if anchor.receiver is not None:
+        changed[receiver] = {**get_level(variables["params"], receiver), **anchor.receiver}
     return {**variables, "params": with_levels(variables["params"], changed), "slots": slots}

@@ -87,8 +87,9 @@ def draw(
     rows: Array,
     key: Array,
     uncued: Array | float = 0.0,
+    balance: Array | float = 0.0,
 ) -> tuple[Array, Array]:
-    """Cues for numbered rows: every eligible day equally often, and every cue of a day.
+    """Cues for numbered rows: days by how many cues they have left, every cue of a day alike.
 
     Rows walk over the eligible cues in equal strides (the golden ratio), so that any number of
     consecutive rows covers them evenly. All that came before the first day counts as one day.
@@ -97,6 +98,8 @@ def draw(
       source: ``today``, ``past`` (every earlier day), ``all`` or ``none`` (begin of text only).
       today: int32 scalar. rows: int32 [B], global row numbers, so that sharded rows agree.
       uncued: share of rows that get the begin-of-text token only, whatever the source.
+      balance: a day of n cues is drawn in proportion to n**balance: 0 draws every day equally
+        often, 1 every cue.
 
     Returns:
       tokens int32 [B, C] and lengths int32 [B]; the bare first token where nothing is eligible.
@@ -108,7 +111,8 @@ def draw(
         "none": jnp.zeros_like(cues.day, bool),
     }[source]
     same_day = (cues.day[:, None] == cues.day[None]) & eligible[None]
-    share = jnp.where(eligible, 1.0 / jnp.maximum(same_day.sum(1), 1), 0.0)
+    many = jnp.maximum(same_day.sum(1), 1).astype(jnp.float32)
+    share = jnp.where(eligible, many ** (balance - 1.0), 0.0)
     shuffle_key, start_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, len(share))
     edges = jnp.cumsum(share[order])

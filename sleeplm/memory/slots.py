@@ -106,6 +106,14 @@ def fresh_slot(level: PyTree, slot: Array, key: Array, gate_bias: float) -> PyTr
     }
 
 
+def open_all(level: PyTree, key: Array, gate_bias: float) -> tuple[PyTree, SlotTable]:
+    """A level whose experts are all fresh, and the ledger in which all are open since night 0."""
+    slots = level["router"]["bias"].shape[-1]
+    for slot in range(slots):
+        level = fresh_slot(level, jnp.int32(slot), jax.random.fold_in(key, slot), gate_bias)
+    return level, SlotTable(jnp.ones((slots,), bool), jnp.zeros((slots,), jnp.int32))
+
+
 def clear_slot(level: PyTree, slot: Array) -> PyTree:
     """Zeroes one expert and its router column: the bits that every free slot has."""
     pool = {"experts": level["experts"], "router": level["router"]}

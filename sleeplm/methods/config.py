@@ -13,6 +13,8 @@ from sleeplm.memory.levels import OPTIMIZERS
 POOLS = ("refuse", "merge_oldest")
 JUDGES = ("exact", "cosine")
 BECOMES = ("start", "dusk")
+INTO = ("expert", "pool", "base")
+CUES = ("subjects", "self")
 
 
 @dataclasses.dataclass
@@ -26,6 +28,8 @@ class TeacherConfig:
       imitate: whether its sequences are also used for learning to imitate (if alpha < 1).
       uncued: share of its sequences that start from the begin-of-text token alone: texts that
         do not begin with their cue are only ever told so.
+      times: its sequences for every row of a minibatch.
+      balance: of the days it tells of: 0, every day equally often; 1, every cue equally often.
     """
 
     state: str = "dusk"
@@ -33,8 +37,12 @@ class TeacherConfig:
     weight: float = 1.0
     imitate: bool = True
     uncued: float = 0.0
+    times: int = 1
+    balance: float = 0.0
 
     def check(self, field: str) -> None:
+        checks.positive_integer(f"{field}.times", self.times)
+        checks.fraction(f"{field}.balance", self.balance)
         checks.one_of(f"{field}.state", self.state, TEACHERS)
         checks.one_of(f"{field}.source", self.source, SOURCES)
         checks.positive(f"{field}.weight", self.weight)
@@ -49,7 +57,11 @@ class SleepConfig:
       teachers: weighted (teacher, data source) pairs.
       becomes: what the sender is from tonight on: ``start`` (restored; it wakes empty, the evening
         protocol) or ``dusk`` (today's update is kept, v2). Its experts are reset in both.
-      updates: parameter updates a night, a multiple of ``inner * epochs``.
+      into: what learns in the receiver: ``expert`` (a fresh one, the method), ``pool`` (all
+        experts, open from the start of life: equal capacity without expansion) or ``base`` (its
+        own MLP: fixed capacity).
+      updates: parameter updates a night, a multiple of ``inner * epochs``; 0: nothing is learned,
+        the sender is only reset.
       rows: rows of one minibatch per data set (each teacher's samples, rollouts, continuations).
       inner, epochs: minibatches per extraction, and passes over them, before new samples.
       lam: lambda, share of student-written sequences in the distillation.
@@ -67,7 +79,10 @@ class SleepConfig:
       pool: when no slot is free: ``refuse`` with an error, or ``merge_oldest``.
       rollback: undo a night whose divergence over its last extraction exceeds this many times
         that of its first minibatch; 0: never.
+      cues: who writes them: ``subjects`` of the day's texts, or ``self``: beginnings of texts that
+        the learner writes itself, without any cue, before it sleeps.
       cue_tokens: C, longest cue (begin-of-text included). reservoir: M, cues kept.
+      own_cues: texts that a learner writes an evening for cues of its own.
       chunk: positions whose logits stand in memory at once.
     """
 
@@ -75,6 +90,7 @@ class SleepConfig:
         default_factory=lambda: [TeacherConfig(), TeacherConfig("dawn", "past", 1.0, False)]
     )
     becomes: str = "start"
+    into: str = "expert"
     updates: int = 160
     rows: int = 16
     inner: int = 16
@@ -100,6 +116,8 @@ class SleepConfig:
     decay: bool = True
     pool: str = "refuse"
     rollback: float = 3.0
+    cues: str = "subjects"
+    own_cues: int = 64
     cue_tokens: int = 8
     reservoir: int = 256
     chunk: int = 128
@@ -114,8 +132,12 @@ class SleepConfig:
         for i, teacher in enumerate(self.teachers):
             teacher.check(f"{field}.teachers[{i}]")
         checks.one_of(f"{field}.becomes", self.becomes, BECOMES)
-        for name in ("rows", "inner", "epochs", "length", "reservoir", "chunk", "updates"):
+        checks.one_of(f"{field}.into", self.into, INTO)
+        checks.one_of(f"{field}.cues", self.cues, CUES)
+        for name in ("rows", "inner", "epochs", "length", "reservoir", "chunk", "own_cues"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        checks.integer(f"{field}.updates", self.updates)
+        checks.at_least(f"{field}.updates", self.updates, 0)
         step = self.inner * self.epochs
         checks.require(
             self.updates % step == 0,

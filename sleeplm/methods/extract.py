@@ -9,16 +9,17 @@ how rows are spread over devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sleeplm.core import checks
 from sleeplm.core.losses import chunked_token_logp, leave_one_out
-from sleeplm.core.types import Array, Extract, Memory, PyTree, Variables
+from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
 from sleeplm.memory.anchors import teacher_variables
-from sleeplm.memory.cues import draw
+from sleeplm.memory.cues import BEFORE, Cues, draw, remember
 from sleeplm.methods.rewards import Judge, imitation_reward, levenshtein, surface_reward
 from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model, next_token_weights
@@ -59,6 +60,11 @@ def row_keys(key: Array, rows: Array) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
+def multiplied(rows: Array, times: int) -> Array:
+    """``times`` numbers for every row number [B], all different: int32 [B * times]."""
+    return (rows[:, None] * times + jnp.arange(times)).reshape(-1)
+
+
 def teacher_samples(
     model: Model,
     pair: tuple[str, str],
@@ -67,6 +73,8 @@ def teacher_samples(
     source: str,
     source_id: int,
     uncued: Array | float = 0.0,
+    balance: Array | float = 0.0,
+    times: int = 1,
     weight: Array | float = 1.0,
     writer: str = "teacher",
     length: int,
@@ -82,15 +90,19 @@ def teacher_samples(
 
     Args:
       pair: (sender, receiver). teacher: a state of :data:`sleeplm.memory.anchors.TEACHERS`.
-      source: which cues, see :data:`sleeplm.memory.cues.SOURCES`; uncued: share of rows without.
+      source: which cues, see :data:`sleeplm.memory.cues.SOURCES`; uncued: share of rows without;
+        balance: of days, see :func:`sleeplm.memory.cues.draw`.
+      times: sequences for every row of the batch.
       weight: of every token of these rows in the loss.
       length: tokens of a remembered sequence at most, cue and stop token included (L).
     """
 
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
-        rows = batch["rows"].reshape(-1)
+        rows = multiplied(batch["rows"].reshape(-1), times)
         cue_key, sample_key = jax.random.split(key)
-        prompts, lengths = draw(variables["cues"], source, batch["today"], rows, cue_key, uncued)
+        prompts, lengths = draw(
+            variables["cues"], source, batch["today"], rows, cue_key, uncued, balance
+        )
         mentor = teacher_variables(variables, *pair, teacher)
         samples = generate(
             model,
@@ -102,6 +114,9 @@ def teacher_samples(
             temperature=temperature,
             top_k=top_k,
             eos=eos,
+            # A teacher's own distributions are those it wrote from; a student's rollouts have
+            # to be read by the teacher.
+            keep_hidden=writer == "teacher",
         )
         samples = crop(samples, length)
         fresh = first_of_its_kind(samples.tokens, rows, axis_name)
@@ -113,6 +128,37 @@ def teacher_samples(
     return stateless(extract)
 
 
+def own_cues(model: Model, config: Any) -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
+    """A step that offers the learner cues which it has written itself.
+
+    It writes ``config.own_cues`` texts from the begin-of-text token alone, as it is now, and the
+    first ``config.cue_tokens`` tokens of each different one become a cue of the day
+    ``batch["today"]``.
+    """
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        rows = jnp.arange(config.own_cues)
+        bare = jnp.ones((config.own_cues, 1), jnp.int32)  # begin of text
+        write_key, offer_key = jax.random.split(key)
+        texts = generate(
+            model,
+            state.variables,
+            bare,
+            jnp.ones_like(rows),
+            row_keys(write_key, rows),
+            max_new=config.cue_tokens - 1,
+            temperature=config.temperature,
+        )
+        fresh = first_of_its_kind(texts.tokens, rows) > 0
+        length = jnp.where(fresh, jnp.minimum(texts.length, config.cue_tokens), 0)
+        cues = remember(state.cues, texts.tokens, length, batch["today"], offer_key)
+        one = jnp.ones(())
+        kept = (cues.day >= BEFORE).sum() * one
+        return state.replace(cues=cues), {"cues": (kept, one), "offered": (fresh.sum() * one, one)}
+
+    return step
+
+
 def imitation(
     model: Model,
     pair: tuple[str, str],
@@ -122,6 +168,7 @@ def imitation(
     source: str,
     source_id: int,
     uncued: Array | float = 0.0,
+    balance: Array | float = 0.0,
     group: int,
     gamma: Array | float,
     z0: Array | float,
@@ -141,7 +188,9 @@ def imitation(
         rows = batch["rows"].reshape(-1)
         leaders = rows[::group]
         cue_key, teach_key, cut_key, sample_key = jax.random.split(key, 4)
-        prompts, lengths = draw(variables["cues"], source, batch["today"], leaders, cue_key, uncued)
+        prompts, lengths = draw(
+            variables["cues"], source, batch["today"], leaders, cue_key, uncued, balance
+        )
         mentor = teacher_variables(variables, *pair, teacher)
         told = generate(
             model, mentor, prompts, lengths, row_keys(teach_key, leaders),
@@ -182,13 +231,62 @@ def imitation(
     return stateless(extract)
 
 
+def raw_text(
+    *,
+    source: str,
+    source_id: int,
+    balance: Array | float = 0.0,
+    times: int = 1,
+    weight: Array | float = 1.0,
+    length: int,
+) -> Extract:
+    """Rows of an archive of everything that was ever read: replay of raw text.
+
+    The batch has, beside ``rows``, ``"archive"``: {"tokens" int32 [A, L], "length", "day"
+    int32 [A]} and ``"day"``, today's number there. Texts are drawn as cues are, by day.
+
+    Args:
+      source: which days, see :data:`sleeplm.memory.cues.SOURCES`.
+      length: tokens of a text at most; longer ones are cut.
+    """
+
+    def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
+        rows = multiplied(batch["rows"].reshape(-1), times)
+        archive = batch["archive"]
+        width = min(length, archive["tokens"].shape[1])
+        texts = Cues(
+            tokens=archive["tokens"][:, :width],
+            length=jnp.minimum(archive["length"], width),
+            day=archive["day"],
+            priority=jnp.zeros(archive["day"].shape),
+        )
+        tokens, size = draw(texts, source, batch["day"], rows, key, balance=balance)
+        segments = (jnp.arange(width) < size[:, None]).astype(jnp.int32)
+        return Memory(
+            tokens=tokens,
+            weights=next_token_weights(tokens, segments) * weight,
+            segments=segments,
+            reference=None,
+            reward=jnp.zeros(rows.shape),
+            source=jnp.full(rows.shape, source_id, jnp.int32),
+        )
+
+    return stateless(extract)
+
+
 def graded(model: Model, teacher: Variables, samples: Samples, source_id: int) -> Memory:
-    """Samples as a memory: weight 1 on written tokens, the teacher's states as reference."""
+    """Samples as a memory: weight 1 on written tokens, the teacher's states as reference.
+
+    Samples that come with hidden states are the teacher's own: these are the reference.
+    """
+    reference = samples.hidden
+    if reference is None:
+        reference = model.hidden(teacher, samples.tokens, samples.segments)
     return Memory(
         tokens=samples.tokens,
         weights=samples.written.astype(jnp.float32),
         segments=samples.segments,
-        reference=model.hidden(teacher, samples.tokens, samples.segments),
+        reference=reference,
         reward=jnp.zeros(samples.length.shape),
         source=jnp.full(samples.length.shape, source_id, jnp.int32),
         logp=jnp.zeros(samples.tokens.shape),
@@ -202,6 +300,7 @@ def crop(samples: Samples, length: int) -> Samples:
         start=samples.start,
         length=jnp.minimum(samples.length, length),
         logp=samples.logp[:, :length],
+        hidden=None if samples.hidden is None else samples.hidden[:, :length],
     )
 
 

@@ -10,16 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.phase import scope
-from sleeplm.core.types import Array, Metrics, Params, PyTree, State
+from sleeplm.core.types import Array, Metrics, Params, Phase, PyTree, State, Variables
 from sleeplm.memory.anchors import init_anchor
 from sleeplm.memory.cues import BEFORE, Cues, empty_cues, remember
+from sleeplm.memory.levels import get_level, with_levels
+from sleeplm.memory.slots import open_all
 from sleeplm.methods.config import SleepConfig
-from sleeplm.methods.sleep import Night, Step, merge_night, night
+from sleeplm.methods.extract import own_cues
+from sleeplm.methods.sleep import Night, Step, kept_in_anchor, merge_night, night
 from sleeplm.methods.update import level_updates, restart_level
 from sleeplm.methods.wake import wake
 from sleeplm.models.transformer import Model
 
-COUNTERS = ("step", "nights", "skipped", "rolled_back")
+#: A rest whose nights follow every day, however long it was.
+AT_DAYS_END = 0
+#: ``today``: good nights of the fastest sender, the number that cues are filed under. ``asleep``
+#: and ``merging``: 1 while a night, or the merging before it, is under way; whoever drives many
+#: learners at once lets only these move.
+COUNTERS = ("step", "nights", "skipped", "rolled_back", "today", "asleep", "merging")
 
 
 class Rest(NamedTuple):
@@ -27,6 +35,10 @@ class Rest(NamedTuple):
 
     ``begin``, ``seed`` and ``end`` are steps with the batch ``{"rows", "today"}``; ``merge`` are
     the same three for freeing a slot first, or None where pools are not merged.
+
+    Attributes:
+      every: wake steps between two nights, or ``AT_DAYS_END``. blocks: how often ``seed`` is done in one.
+      expands: whether a night opens a slot of the receiver.
     """
 
     sender: str
@@ -36,6 +48,8 @@ class Rest(NamedTuple):
     seed: Step
     end: Step
     merge: tuple[Step, Step, Step] | None
+    blocks: int = 1
+    expands: bool = True
 
 
 class Learner(NamedTuple):
@@ -46,18 +60,23 @@ class Learner(NamedTuple):
       wake: step on {"tokens", "segments" int32 [B, L]}.
       rests: nights, fastest sender first.
       remember: step on {"tokens" [n, C], "length" [n], "today"}: offers cues to the reservoir.
+      write_cues: step on {"today"}: offers beginnings of texts that the learner writes itself.
+      view: variables as the model runs them (adapters that live beside the parameters join them).
     """
 
     init: Callable[[Params, Array], State]
     wake: Step
     rests: tuple[Rest, ...]
     remember: Step
+    write_cues: Step
+    view: Callable[[Variables], Variables] = lambda variables: variables
 
 
 def learner(
     model: Model,
     config: SleepConfig,
     *,
+    awake: Phase | None = None,
     method: Callable[[str, str], Mapping[str, Any]] | None = None,
     chunk: int = 128,
     axis_name: str | None = None,
@@ -65,6 +84,7 @@ def learner(
     """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5).
 
     Args:
+      awake: a wake phase of one's own, see :func:`~sleeplm.methods.wake.wake`.
       method: ``(sender, receiver) -> {"extract", "objective", "update"}``, any of them: pieces of
         one's own for the nights of that pair, see :func:`~sleeplm.methods.sleep.night`.
       chunk: positions whose logits stand in memory at once, awake.
@@ -72,16 +92,21 @@ def learner(
     """
     own = method or (lambda sender, receiver: {})
     levels = model.config.levels
-    awake = wake(model, chunk=chunk, axis_name=axis_name)
+    awake = awake or wake(model, chunk=chunk, axis_name=axis_name)
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
     nights = {s: night(model, config, s, r, axis_name=axis_name, **own(s, r)) for s, r in pairs}
-    merging = config.pool == "merge_oldest"
+    merging = config.pool == "merge_oldest" and config.into == "expert"
     merges = {s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if merging}
 
     def init(params: Params, key: Array) -> State:
+        private_key, root, pool_key = jax.random.split(key, 3)
         slots = model.init_slots()
-        anchors = {s: init_anchor(params, slots, s, r, merging) for s, r in pairs}
-        private_key, root = jax.random.split(key)
+        if config.into == "pool":
+            for _, r in pairs:
+                bias = model.config.level(r).gate_bias
+                opened, slots[r] = open_all(get_level(params, r), pool_key, bias)
+                params = with_levels(params, {r: opened})
+        keep = kept_in_anchor(config)
         private = {
             "wake": awake.init(params, private_key),
             "night": {s: nights[s].seed.init(params, private_key) for s, _ in pairs},
@@ -90,7 +115,7 @@ def learner(
         return State(
             params=params,
             slots=slots,
-            anchors=anchors,
+            anchors={s: init_anchor(params, slots, s, r, keep) for s, r in pairs},
             cues=empty_cues(config.reservoir, config.cue_tokens, bos=1),
             private=private,
             counters={name: jnp.int32(0) for name in COUNTERS},
@@ -98,19 +123,38 @@ def learner(
         )
 
     rests = []
-    for sender, receiver in pairs:
+    for i, (sender, receiver) in enumerate(pairs):
         parts = nights[sender]
         begin, seed, end = _on_learner(parts, "night", sender)
+        if i == 0:
+            end = _counting_nights(end)
         if config.becomes == "start":
             end = _waking_empty(end, model, sender)
         merge = _on_learner(merges[sender], "merge", sender) if merging else None
         every = model.config.level(sender).night
-        rests.append(Rest(sender, receiver, every, begin, seed, end, merge))
-    return Learner(init, scope(awake.step, "wake"), tuple(rests), remember_cues)
+        expands = config.into == "expert"
+        rests.append(
+            Rest(sender, receiver, every, begin, seed, end, merge, config.blocks, expands)
+        )
+    return Learner(
+        init, scope(awake.step, "wake"), tuple(rests), remember_cues, own_cues(model, config)
+    )
 
 
 def _on_learner(parts: Night, *path: str) -> tuple[Step, Step, Step]:
     return scope(parts.begin, *path), scope(parts.seed.step, *path), scope(parts.end, *path)
+
+
+def _counting_nights(end: Step) -> Step:
+    """After a good night of the fastest sender a new day begins."""
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        before = state.counters["nights"]
+        state, metrics = end(state, batch, key)
+        today = state.counters["today"] + (state.counters["nights"] > before)
+        return state.replace(counters={**state.counters, "today": today}), metrics
+
+    return step
 
 
 def _waking_empty(end: Step, model: Model, sender: str) -> Step:

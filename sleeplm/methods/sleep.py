@@ -24,7 +24,7 @@ from sleeplm.core import tree
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
-from sleeplm.memory.anchors import Anchor, pool_of, teacher_variables
+from sleeplm.memory.anchors import BASE, POOL, Anchor, parts_of, teacher_variables
 from sleeplm.memory.levels import get_level, label_of, with_levels
 from sleeplm.memory.slots import (
     clear_slot,
@@ -71,40 +71,43 @@ def night(
     """Consolidation of ``sender`` into a new expert of ``receiver``.
 
     ``begin`` writes into the lowest free slot, and into slot 0 if there is none: ask
-    :func:`~sleeplm.memory.slots.require_room` first, on the host.
+    :func:`~sleeplm.memory.slots.require_room` first, on the host. With ``config.into`` of
+    ``pool`` or ``base`` no slot is opened: that part of the receiver learns as a whole.
 
     Args:
       extract, objective, update: each replaces the one that ``config`` describes. An update that
         is not wrapped in :func:`~sleeplm.methods.update.only_slot` moves the whole pool, which a
-        rollback then restores only if the anchor keeps it (``pool="merge_oldest"``).
+        rollback then restores only if the anchor keeps it (``pool="merge_oldest"``,
+        ``into="pool"``).
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     pair = (sender, receiver)
     extract = extract or teachings(model, config, pair, config.teachers, axis_name)
-    update = update or only_slot(optimizer(config, decay_over(config)))
+    bias, expands = model.config.level(receiver).gate_bias, config.into == "expert"
+    if update is None:
+        update = optimizer(config, decay_over(config))
+        update = only_slot(update) if expands else update
     seed = _seed(model, config, pair, extract, objective, update, axis_name)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        slot = first_free(state.slots[receiver])
+        table, subtree = state.slots[receiver], get_level(state.params, receiver)
+        slot = first_free(table)
         state = fall_asleep(state, pair, slot)
-        opened = fresh_slot(
-            get_level(state.params, receiver), slot, key, model.config.level(receiver).gate_bias
-        )
+        if expands:
+            subtree = fresh_slot(subtree, slot, key, bias)
+            table = open_slot(table, slot, state.counters["nights"])
         anchor: Anchor = state.anchors[sender]
         student = reset_experts(anchor.start if config.becomes == "start" else anchor.dusk)
         state = state.replace(
-            params=with_levels(state.params, {sender: student, receiver: opened}),
-            slots={
-                **state.slots,
-                sender: close_all(state.slots[sender]),
-                receiver: open_slot(state.slots[receiver], slot, state.counters["nights"]),
-            },
-            private=_forget_moments(state, update, pair),
+            params=with_levels(state.params, {sender: student, receiver: subtree}),
+            slots={**state.slots, sender: close_all(state.slots[sender]), receiver: table},
+            private=_forget_moments(state, update, pair, config.into),
         )
         return state, {}
 
     def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        good = went_well(state.anchors[sender], config.rollback)
+        learned = config.updates > 0  # a night that learns nothing has no loss to judge by
+        good = went_well(state.anchors[sender], config.rollback) if learned else jnp.ones(())
         state = _settle(state, pair, good, evening_of(state, pair))
         return state, {"rolled_back": (1.0 - good, jnp.ones(()))}
 
@@ -126,7 +129,8 @@ def merge_night(
     """
     pair = (sender, receiver)
     teachers = [TeacherConfig("dawn", "past", 1.0, False)]
-    config = dataclasses.replace(config, alpha=1.0)  # nothing to imitate, all to keep
+    # Nothing to imitate, all to keep.
+    config = dataclasses.replace(config, alpha=1.0, into="expert")
     extract = teachings(model, config, pair, teachers, axis_name)
     update = only_slot(optimizer(config, decay_over(config)))
     seed = _seed(model, config, pair, extract, None, update, axis_name)
@@ -142,7 +146,7 @@ def merge_night(
                 sender: anchor.dawn_slots,
                 receiver: close_slot(state.slots[receiver], second),
             },
-            private=_forget_moments(state, update, pair),
+            private=_forget_moments(state, update, pair, config.into),
         ), {}
 
     def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
@@ -198,13 +202,20 @@ def teachings(
             "source": teacher.source,
             "source_id": i,
             "uncued": teacher.uncued,
+            "balance": teacher.balance,
         }
         for writer, share in (("teacher", 1.0 - config.lam), ("student", config.lam)):
             if isinstance(share, int | float) and share == 0:
                 continue
             parts.append(
                 teacher_samples(
-                    model, pair, **told, writer=writer, weight=share * teacher.weight, **common
+                    model,
+                    pair,
+                    **told,
+                    writer=writer,
+                    weight=share * teacher.weight,
+                    times=teacher.times,
+                    **common,
                 )
             )
         if teacher.imitate and not (isinstance(config.alpha, int | float) and config.alpha == 1):
@@ -248,7 +259,7 @@ def fall_asleep(state: State, pair: tuple[str, str], slot: Array) -> State:
         dawn_slots=old.dawn_slots,
         dusk_slots=state.slots[sender],
         receiver_slots=state.slots[receiver],
-        receiver_pool=None if old.receiver_pool is None else pool_of(state.params, receiver),
+        receiver=old.receiver and parts_of(state.params, receiver, tuple(old.receiver)),
         slot=slot,
         first_loss=jnp.float32(jnp.nan),
         last_loss=jnp.float32(jnp.nan),
@@ -257,13 +268,13 @@ def fall_asleep(state: State, pair: tuple[str, str], slot: Array) -> State:
 
 
 def evening_of(state: State, pair: tuple[str, str]) -> State:
-    """The learner as the night found it: nothing but sender, ledgers and one slot has moved."""
+    """The learner as the night found it: sender, ledgers and what learned in the receiver."""
     sender, receiver = pair
     anchor: Anchor = state.anchors[sender]
-    if anchor.receiver_pool is None:
+    if anchor.receiver is None:
         subtree = clear_slot(get_level(state.params, receiver), anchor.slot)
     else:
-        subtree = {**get_level(state.params, receiver), **anchor.receiver_pool}
+        subtree = {**get_level(state.params, receiver), **anchor.receiver}
     slots = {**state.slots, sender: anchor.dusk_slots, receiver: anchor.receiver_slots}
     changed = {sender: anchor.dusk, receiver: subtree}
     return state.replace(params=with_levels(state.params, changed), slots=slots)
@@ -302,13 +313,22 @@ def decay_over(config: SleepConfig) -> optax.Schedule | None:
     return optax.linear_schedule(config.learning_rate, 0.0, config.updates)
 
 
-def _pool_path(receiver: str) -> Callable[[tuple], bool]:
-    mine = {f"{receiver}/experts", f"{receiver}/router"}
+def learns_at_night(receiver: str, into: str) -> Callable[[tuple], bool]:
+    """Predicate on key paths: what of the receiver may move, see ``SleepConfig.into``."""
+    parts = ("base",) if into == "base" else POOL
+    mine = {f"{receiver}/{part}" for part in parts}
     return lambda path: label_of(path) in mine
 
 
-def _forget_moments(state: State, update: optax.GradientTransformation, pair) -> PyTree:
-    chosen, _ = tree.split(state.params, _pool_path(pair[1]))
+def kept_in_anchor(config: SleepConfig) -> tuple[str, ...]:
+    """Parts of the receiver that an anchor has to keep for teachers and rollback."""
+    if config.into == "base":
+        return BASE
+    return POOL if config.into == "pool" or config.pool == "merge_oldest" else ()
+
+
+def _forget_moments(state: State, update: optax.GradientTransformation, pair, into: str) -> PyTree:
+    chosen, _ = tree.split(state.params, learns_at_night(pair[1], into))
     return state.private._replace(update=update.init(chosen))
 
 
@@ -326,7 +346,7 @@ def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
         extract,
         objective,
         update,
-        trainable=_pool_path(receiver),
+        trainable=learns_at_night(receiver, config.into),
         extra=lambda state: {"slot": state.anchors[sender].slot},
         inner=config.inner,
         epochs=config.epochs,

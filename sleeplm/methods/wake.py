@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from sleeplm.core.phase import chain, consolidate, from_function, tick
-from sleeplm.core.types import Array, Params, Phase, State
+from sleeplm.core.types import Array, Objective, Params, Phase, State
 from sleeplm.memory.levels import due, get_level, with_levels
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
@@ -15,18 +18,32 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
 
-def wake(model: Model, *, chunk: int = 128, axis_name: str | None = None) -> Phase:
+def wake(
+    model: Model,
+    *,
+    objective: Objective | None = None,
+    update: optax.GradientTransformation | None = None,
+    trainable: Callable[[tuple], bool] | None = None,
+    chunk: int = 128,
+    axis_name: str | None = None,
+) -> Phase:
     """One wake step on a batch {"tokens", "segments"}: absorb it, then count it.
 
     Each level gathers its update directions and moves at its own boundary; everything else is
     bit-frozen. In the nested wiring a level then restarts from the next slower one that moved.
+
+    Args:
+      objective, update, trainable: each replaces the one of the method: the language-model loss,
+        the levels' own optimisers, and the bases of the levels that have a period.
+      chunk: positions whose logits stand in memory at once.
+      axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     levels = model.config.levels
     absorb = consolidate(
         wake_batch(),
-        language_model(model, chunk),
-        level_updates(levels, model.config.wiring),
-        trainable=moves_awake(levels),
+        objective or language_model(model, chunk),
+        update or level_updates(levels, model.config.wiring),
+        trainable=trainable or moves_awake(levels),
         axis_name=axis_name,
     )
     if model.config.wiring != "nested":

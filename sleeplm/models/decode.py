@@ -24,12 +24,16 @@ class Samples:
       start: int32 [B], where the continuation begins (the prompt's length).
       length: int32 [B], tokens in all, the stop token included.
       logp: float32 [B, C + new], log-probability (temperature 1) of each written token, else 0.
+      hidden: [B, C + new, D] or None, the writer's final hidden states from which each written
+        token was drawn (they stand one position before it), 0 elsewhere: with the unembedding a
+        lossless code for the distributions it was drawn from.
     """
 
     tokens: Array
     start: Array
     length: Array
     logp: Array
+    hidden: Array | None = None
 
     @property
     def written(self) -> Array:
@@ -55,6 +59,7 @@ def generate(
     top_k: int = 0,
     eos: int = 2,
     explore: bool = False,
+    keep_hidden: bool = False,
 ) -> Samples:
     """Continues prompts until the stop token or ``max_new`` tokens.
 
@@ -66,6 +71,8 @@ def generate(
       temperature: 0 is greedy; may be traced.
       top_k: sample among the k likeliest tokens only; 0: all.
       explore: every router also uses one random open expert, drawn per row (section 6).
+      keep_hidden: also return the writer's hidden states, which spares whoever needs its
+        distributions a second forward pass.
     """
     batch, cue = prompts.shape
     c = model.config
@@ -90,7 +97,7 @@ def generate(
             variables, tokens, positions, seen[:, None], explore=noise, cache=cache, at=at
         )
         logits = jnp.matmul(x[:, -1], unembed, preferred_element_type=jnp.float32)
-        return logits, cache
+        return logits, x[:, -1:] if keep_hidden else None, cache
 
     def choose(logits: Array, step: Array | int, done: Array) -> tuple[Array, Array]:
         token = sample(logits, uniform[:, step], temperature, top_k)
@@ -103,22 +110,25 @@ def generate(
         return (step < max_new) & ~_all(done)
 
     def body(carry):
-        step, token, done, out, logps, cache = carry
-        logits, cache = forward(token[:, None], cue + step - 1, cache)
+        step, token, done, out, logps, states, cache = carry
+        logits, x, cache = forward(token[:, None], cue + step - 1, cache)
         token, logp = choose(logits, step, done)
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
         logps = jax.lax.dynamic_update_slice_in_dim(logps, logp[:, None], step, 1)
-        return step + 1, token, done | (token == eos), out, logps, cache
+        if keep_hidden:
+            states = jax.lax.dynamic_update_slice_in_dim(states, x, step, 1)
+        return step + 1, token, done | (token == eos), out, logps, states, cache
 
-    logits, cache = forward(aligned, 0, model.init_cache(batch, total))
+    logits, x, cache = forward(aligned, 0, model.init_cache(batch, total))
     token, logp = choose(logits, 0, jnp.zeros_like(lengths, bool))
     out = jnp.zeros_like(prompts, shape=(batch, max_new)).at[:, 0].set(token)
     logps = jnp.zeros_like(logits, shape=(batch, max_new)).at[:, 0].set(logp)
-    start = (jnp.int32(1), token, token == eos, out, logps, cache)
-    *_, out, logps, _ = jax.lax.while_loop(cond, body, start)
+    states = jnp.pad(x, ((0, 0), (0, max_new - 1), (0, 0))) if keep_hidden else None
+    start = (jnp.int32(1), token, token == eos, out, logps, states, cache)
+    *_, out, logps, states, _ = jax.lax.while_loop(cond, body, start)
     stop = out == eos
     new = jnp.where(stop.any(1), jnp.argmax(stop, 1) + 1, max_new).astype(jnp.int32)
-    return _join(prompts, lengths, out, logps, new)
+    return _join(prompts, lengths, out, logps, states, new)
 
 
 @jax.custom_batching.custom_vmap
@@ -199,15 +209,27 @@ def explore_noise(model: Model, keys: Array) -> dict[str, Array]:
     }
 
 
-def _join(prompts: Array, lengths: Array, out: Array, logps: Array, new: Array) -> Samples:
+def _join(
+    prompts: Array, lengths: Array, out: Array, logps: Array, states: Array | None, new: Array
+) -> Samples:
     """Puts continuations [B, new] right behind prompts [B, C] of ragged lengths."""
     cue, max_new = prompts.shape[1], out.shape[1]
     index = jnp.arange(cue + max_new)
     offset = index[None] - lengths[:, None]
-    written = (offset >= 0) & (offset < new[:, None])
-    take = jnp.clip(offset, 0, max_new - 1)
+
+    def place(values: Array, offset: Array) -> Array:
+        """Values [B, new, ...] at the positions where ``offset`` counts the written tokens."""
+        written = (offset >= 0) & (offset < new[:, None])
+        extra = (1,) * (values.ndim - 2)
+        take = jnp.clip(offset, 0, max_new - 1).reshape(*offset.shape, *extra)
+        taken = jnp.take_along_axis(values, take, 1)
+        return jnp.where(written.reshape(*offset.shape, *extra), taken, 0)
+
     prompt = jnp.pad(prompts, ((0, 0), (0, max_new)))
-    tail = jnp.where(written, jnp.take_along_axis(out, take, 1), 0)
-    tokens = jnp.where(offset < 0, prompt, tail)
-    logp = jnp.where(written, jnp.take_along_axis(logps, take, 1), 0.0)
-    return Samples(tokens=tokens, start=lengths, length=lengths + new, logp=logp)
+    return Samples(
+        tokens=jnp.where(offset < 0, prompt, place(out, offset)),
+        start=lengths,
+        length=lengths + new,
+        logp=place(logps, offset),
+        hidden=None if states is None else place(states, offset + 1),
+    )

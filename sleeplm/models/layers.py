@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sleeplm.core.types import Array
+from sleeplm.core.types import Array, PyTree
 from sleeplm.memory.experts import apply_experts, route
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.cache import cached_attention
@@ -144,6 +144,7 @@ class Level(nn.Module):
             "router", lambda _: {"w": zeros((d_model, lv.slots)), "bias": zeros((lv.slots,))}
         )
         index, weight = route(x, router, active, top_k=lv.top_k, gate=lv.gate, explore=explore)
+        self.sow("intermediates", "gates", (index, weight))  # kept only if asked for: see gates()
         return out + apply_experts(x, experts, index, weight, self.config.dispatch, lv.activation)
 
 
@@ -180,3 +181,31 @@ class Block(nn.Module):
         norm = RMSNorm(c.norm_eps, jnp.dtype(c.param_dtype), name="attn_norm")
         out, cache = Attention(c, name="attn")(norm(x), rope, mask, cache, at)
         return Levels(c, name="levels")(x + out, active, explore), cache
+
+
+def gates(
+    config: ModelConfig,
+    blocks: PyTree,
+    x: Array,
+    active: dict[str, Array],
+    rope: tuple[Array, Array],
+    mask: Array,
+    level: str,
+    weights: Array,
+) -> Array:
+    """What the routers of one level say: float32 [B, S], the mean over layers.
+
+    Args:
+      blocks: the layers' stacked parameters. x: [B, L, D], the embedded tokens.
+      weights: float32 [B, L]; each expert's gate weight is summed over positions by them.
+    """
+    slots = config.level(level).slots
+
+    def block(x: Array, layer: PyTree) -> tuple[Array, Array]:
+        inputs = (x, active, None, rope, mask, None, 0)
+        (x, _), kept = Block(config).apply({"params": layer}, *inputs, mutable=["intermediates"])
+        ((index, weight),) = kept["intermediates"]["levels"][level]["gates"]
+        chosen = jax.nn.one_hot(index, slots)
+        return x, jnp.einsum("blk,blks,bl->bs", weight, chosen, weights)
+
+    return jax.lax.scan(block, x, blocks)[1].mean(0)

@@ -29,6 +29,7 @@ examples:
   sleeplm run experiments/retention.py --config.world=biographies --config.days=6
   sleeplm run experiments/retention.py --workdir runs/mine --resume
   sleeplm report runs/mine
+  sleeplm report runs/mine runs/other --out runs/both
 
 An experiment file is Python with a function get_config() that returns the settings; every one of
 them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=320 or
@@ -36,7 +37,7 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 """
 
 
-FLAGS = ("--workdir", "--resume", "--quiet", "--debug", "--help")
+FLAGS = ("--workdir", "--resume", "--quiet", "--debug", "--out", "--help")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,9 +77,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     report = commands.add_parser(
-        "report", help="write the report of a finished run again and print it"
+        "report",
+        help="write the report of finished runs and print it",
+        description="Writes report.json, report.md, report.html and a picture of one run or of "
+        "several together, and prints the report.",
+        allow_abbrev=False,
     )
-    report.add_argument("run", help="a run directory")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
+    report.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where it goes (default: the run itself; of several, runs/report-DATE-TIME)",
+    )
     report.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return main_parser
 
@@ -179,10 +189,12 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from sleeplm.runtime.report import read_results, write_report
+    from sleeplm.runtime.report import report_runs
 
-    directory = pathlib.Path(options.run).expanduser()
-    write_report(directory, read_results(directory))
+    several = f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
+    directory = pathlib.Path(out).expanduser()
+    report_runs([pathlib.Path(run).expanduser() for run in options.runs], directory)
     print(_summary(directory))
     return 0
 

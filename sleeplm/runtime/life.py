@@ -1,9 +1,9 @@
-"""The agenda of one arm of a life: days of wake steps, nights where they are due, exams."""
+"""The agenda of one arm: days of wake steps, nights where they are due, exams, for E learners."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,176 +11,183 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core.phase import Phase, repeat
-from sleeplm.core.types import Array, State
-from sleeplm.memory.slots import is_full, require_room
+from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.methods.config import SleepConfig
-from sleeplm.methods.learner import Learner, Rest
+from sleeplm.methods.learner import AT_DAYS_END, Learner
+from sleeplm.methods.sleep import Step
 from sleeplm.runtime.lifecycle import Moment
-from sleeplm.runtime.streams import DayStreams
+from sleeplm.runtime.nights import Nights, side_by_side, with_counters
+from sleeplm.runtime.streams import StackedStreams
+
+BEFORE = -1  # the day of what was known before the first
 
 
 @dataclasses.dataclass
 class Life:
-    """What an agenda is made of.
+    """What an agenda is made of. Arrays have the E learners in front.
 
     Attributes:
       learner: its pure functions. sleep: settings of the night.
-      streams: the days' batches. steps: wake steps a day. chunk: of them per compiled call.
-      cues: per day {"tokens" [n, C], "length" [n]}; before: those known before the first day.
-      examine: ``variables -> recall [days + 1]``, the last entry for pretraining facts.
+      streams: the days' batches. steps: wake steps of each day. chunk: of them per compiled call.
+      cues: per day {"tokens" [E, n, C], "length" [E, n]}; before: those known before the first
+        day. Not used by learners that write their own.
+      examine: ``(state of one learner, paper) -> {name: array}``.
+      paper: ``day -> pytree`` of the exam after that day.
+      archive: {"archive": raw texts} for nights that replay them, or {}.
+      day_end: nights follow days, however long these were, instead of the clock.
+      look: step that sets ``counters["asleep"]`` before the next batch is absorbed
+        (:func:`sleeplm.methods.schedule.look`), or None to sleep by the clock.
+      probe: the same as ``examine``, asked once at the end of life, or None.
     """
 
     learner: Learner
     sleep: SleepConfig
-    streams: DayStreams
-    days: int
-    steps: int
+    streams: StackedStreams
+    steps: Sequence[int]
     chunk: int
-    cues: list[dict[str, np.ndarray]]
+    cues: Sequence[dict[str, np.ndarray]]
     before: dict[str, np.ndarray]
-    examine: Callable[[Any], Array]
+    examine: Callable[[State, PyTree], dict[str, Array]]
+    paper: Callable[[int], PyTree]
+    archive: PyTree = dataclasses.field(default_factory=dict)
+    day_end: bool = False
+    look: Step | None = None
+    probe: Callable[[State, PyTree], dict[str, Array]] | None = None
+
+    @property
+    def days(self) -> int:
+        return len(self.steps)
 
     def agenda(self) -> list[Moment]:
-        """Every moment of the life, in order; nothing in it depends on what happens."""
-        wake = jax.jit(
-            _keyed(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step), donate_argnums=0
-        )
-        offer = jax.jit(_keyed(self.learner.remember), donate_argnums=0)
-        nights = [_Night(rest, self.sleep) for rest in self.learner.rests]
-        self._examine = jax.jit(self.examine)
-        moments: list[Moment] = []
-        if nights:
-            moments.append(self._remember(offer, self.before, -1, 0))
+        """Every moment of the life, in order; those that turn out to have nothing to do pass."""
+        wake = side_by_side(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step)
+        own = self.learner.write_cues if self.sleep.cues == "self" else None
+        certain = self.look is None
+        self._nights = [
+            Nights(rest, self.sleep, self.archive, own, certain) for rest in self.learner.rests
+        ]
+        self._send = side_by_side(_send_to_sleep)
+        self._look = self.look and side_by_side(self.look)
+        self._examine = jax.jit(jax.vmap(self.examine))
+        self._offer = side_by_side(_filed(self.learner.remember))
+        self._moments: list[Moment] = []
+        if self._nights:
+            self._cues_before()
         step = 0
-        for day in range(self.days):
-            if nights:
-                moments.append(self._remember(offer, self.cues[day], day, len(moments)))
-            for _ in range(self.steps // self.chunk):
-                moments.append(self._wake(wake, day, step, len(moments)))
+        for day, steps in enumerate(self.steps):
+            if self._nights and own is None:
+                self._remember(self.cues[day], day, f"day {day + 1} cues")
+            for _ in range(steps // self.chunk):
+                if self._look is not None:
+                    self._maybe_sleep(day, last=False)
+                self._wake(wake, day, step)
                 step += self.chunk
-                if step % self.steps == 0:
-                    moments.append(self._exam(day, "dusk"))
-                for night in nights:
-                    if step % night.rest.every == 0:
-                        moments += night.moments(day, self.days, len(moments))
-            if nights:
-                moments.append(self._exam(day, "dawn"))
-        return moments
+                if step == sum(self.steps[: day + 1]):
+                    self._exam(day, "dusk")
+                self._sleep_where_due(day, step)
+            if self._look is not None and day + 1 == self.days:
+                self._maybe_sleep(day, last=True)
+            if self._nights:
+                self._exam(day, "dawn")
+        if self.probe is not None:
+            self._probe()
+        return self._moments
 
-    def _remember(self, offer: Callable, cues: dict, day: int, number: int) -> Moment:
-        batch = {**cues, "today": np.int32(day)}
+    def _add(self, label: str, record: dict[str, Any], run: Callable, **more: Any) -> None:
+        self._moments.append(Moment(label, record, run, **more))
+
+    def _cues_before(self) -> None:
+        if self.sleep.cues == "self":
+            write = side_by_side(self.learner.write_cues)
+            number, shared = len(self._moments), {"today": np.int32(BEFORE)}
+            record = {"event": "own_cues", "day": BEFORE}
+            self._add("first cues", record, lambda s: write(s, {}, shared, number), cost=0)
+        else:
+            self._remember(self.before, BEFORE, "first cues")
+
+    def _remember(self, cues: dict, day: int, label: str) -> None:
+        number, shared = len(self._moments), {"day": np.int32(day)}
 
         def run(state: State):
-            return offer(state, batch, number)
+            return self._offer(state, cues, shared, number)
 
-        return Moment(f"day {day + 1} cues", {"event": "cues", "day": day}, run, cost=0)
+        self._add(label, {"event": "cues", "day": day}, run, cost=0)
 
-    def _wake(self, wake: Callable, day: int, step: int, number: int) -> Moment:
+    def _wake(self, wake: Callable, day: int, step: int) -> None:
+        number, last = len(self._moments), step + self.chunk
+        first = sum(self.steps[:day])
+
         def run(state: State):
-            return wake(state, self.streams.take(day, self.chunk), number)
+            return wake(state, self.streams.take(day, self.chunk), {}, number)
 
-        done = step % self.steps + self.chunk
-        label = f"day {day + 1}/{self.days} awake {done}/{self.steps}"
-        return Moment(label, {"event": "wake", "day": day, "step": step + self.chunk}, run)
+        label = f"day {day + 1}/{self.days} awake {last - first}/{self.steps[day]}"
+        self._add(label, {"event": "wake", "day": day, "step": last}, run)
 
-    def _exam(self, day: int, when: str) -> Moment:
+    def _sleep_where_due(self, day: int, step: int) -> None:
+        """Nights after ``step`` wake steps, where nobody has to be asked."""
+        for night in self._nights if self._look is None else ():
+            if self._is_due(night, day, step):
+                number = len(self._moments)
+                self._add("falling asleep", {}, lambda s, n=number: self._send(s, {}, {}, n), cost=0)
+                label = f"night {day + 1}/{self.days}"
+                self._moments += night.moments(label, day, len(self._moments))
+
+    def _is_due(self, night: Nights, day: int, step: int) -> bool:
+        every, ends = night.rest.every, step == sum(self.steps[: day + 1])
+        if every == AT_DAYS_END:
+            return ends
+        if self.day_end:
+            return ends and (day + 1) % (every // self._nights[0].rest.every) == 0
+        return step % every == 0
+
+    def _maybe_sleep(self, day: int, last: bool) -> None:
+        """A look at the next batch, and a night for those whom it sends to sleep."""
+        number, shared = len(self._moments), {"last": np.bool_(last)}
+
         def run(state: State):
-            recall = self._examine({"params": state.params, "slots": state.slots})
-            counters = {name: state.counters[name] + 0 for name in ("nights", "rolled_back")}
-            recall = recall + 0.0  # a copy: the state's buffers are donated to the next step
-            return state, {"recall": recall[:-1], "pretrain": recall[-1], **counters}
+            return self._look(state, self.streams.peek(day), shared, number)
+
+        record = {"event": "look", "day": day, "last": last}
+        self._add(f"day {day + 1}/{self.days} looking", record, run, cost=0, show="surprise")
+        for night in self._nights:
+            label = f"night of day {day + 1}/{self.days}"
+            self._moments += night.moments(label, day, len(self._moments))
+
+    def _exam(self, day: int, when: str) -> None:
+        paper = self.paper(day)
+
+        def run(state: State):
+            found = self._examine(state, paper)
+            return state, {**found, **_counted(state)}
 
         record = {"event": "exam", "when": when, "day": day}
-        return Moment(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")
+        self._add(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")
+
+    def _probe(self) -> None:
+        paper, probe = self.paper(self.days - 1), jax.jit(jax.vmap(self.probe))
+        record = {"event": "probe"}
+        self._add("last questions", record, lambda s: (s, probe(s, paper)), cost=0)
 
 
-class _Night:
-    """The moments of one (sender, receiver) pair's nights, compiled once for all nights.
-
-    With ``pool = merge_oldest`` a night is preceded by a merging of experts, which is passed over
-    if the pool has room. If it fails, the night has nowhere to go and counts as rolled back.
-    """
-
-    def __init__(self, rest: Rest, config: SleepConfig):
-        self.rest, self.config = rest, config
-        rows = np.arange(config.inner * config.rows, dtype=np.int32)
-        self.rows = rows.reshape(config.inner, config.rows)
-        self.parts = self._compile(rest.begin, rest.seed, rest.end)
-        self.merge = self._compile(*rest.merge) if rest.merge else None
-
-    @staticmethod
-    def _compile(*steps: Callable) -> list[Callable]:
-        return [jax.jit(_keyed(step), donate_argnums=0) for step in steps]
-
-    def moments(self, day: int, days: int, number: int) -> list[Moment]:
-        """A night as moments; ``number`` is the place of its first one in the agenda."""
-        name = f"night {day + 1}/{days} {self.rest.sender}->{self.rest.receiver}"
-        out: list[Moment] = []
-        if self.merge is not None:
-            out += self._sequence(self.merge, f"{name} merging", "merge", day, number)
-        return out + self._sequence(self.parts, f"{name} seeding", "seed", day, number + len(out))
-
-    def _sequence(
-        self, parts: list[Callable], label: str, event: str, day: int, number: int
-    ) -> list[Moment]:
-        begin, seed, end = parts
-        batch = {"rows": self.rows, "today": np.int32(day)}
-        sender, receiver = self.rest.sender, self.rest.receiver
-        merging = event == "merge"
-
-        def start(state: State):
-            if merging and not is_full(state.slots[receiver]):
-                return _with_room(state, sender, receiver), None
-            if not merging and self.merge is not None and is_full(state.slots[receiver]):
-                return _rolled_back(state), None
-            if not merging:
-                require_room(state.slots[receiver], receiver)
-            return begin(state, batch, number)
-
-        def then(step: Callable, offset: int):
-            def run(state: State):
-                if self.merge is not None and merging != _was_full(state, sender):
-                    return state, None
-                return step(state, batch, number + offset)
-
-            return run
-
-        record = {"event": event, "sender": sender, "day": day}
-        out = [Moment(f"{label} begins", {}, start, cost=0)]
-        blocks, updates = self.config.blocks, self.config.inner * self.config.epochs
-        for i in range(1, blocks + 1):
-            progress = f"{label} {i * updates}/{self.config.updates}"
-            out.append(Moment(progress, {**record, "block": i}, then(seed, i)))
-        record = {**record, "event": f"{event}_end"}
-        out.append(Moment(f"{label} ends", record, then(end, blocks + 1), cost=0))
-        return out
+def _counted(state: State) -> dict[str, Array]:
+    """Copies: the state's own buffers are donated to the next step."""
+    return {name: jnp.copy(state.counters[name]) for name in ("nights", "rolled_back", "skipped")}
 
 
-def _keyed(step: Callable) -> Callable:
-    """The step with its key folded from the learner's root key and the moment's number."""
-    return lambda state, batch, number: step(state, batch, jax.random.fold_in(state.key, number))
+def _filed(remember: Step) -> Step:
+    """Cues of today are filed under how many nights there were; those before the first under -1."""
+
+    def run(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        day = jnp.where(batch["day"] < 0, BEFORE, state.counters["today"])
+        return remember(state, {**batch, "today": day}, key)
+
+    return run
+
+
+def _send_to_sleep(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+    del batch, key
+    return with_counters(state, asleep=jnp.ones_like(state.counters["asleep"])), {}
 
 
 def _no_init(params: Any, key: Array) -> tuple:
     return ()
-
-
-def _was_full(state: State, sender: str) -> bool:
-    """Whether the receiver's pool was full at the last beginning of a merging or a night.
-
-    While merging this says that there is something to merge; while seeding, that merging failed.
-    """
-    return bool(jnp.all(state.anchors[sender].receiver_slots.active))
-
-
-def _with_room(state: State, sender: str, receiver: str) -> State:
-    """Notes in the anchor that tonight's pool has room: there is nothing to merge."""
-    table = jax.tree.map(jnp.copy, state.slots[receiver])  # the state's own buffers are donated
-    anchor = dataclasses.replace(state.anchors[sender], receiver_slots=table)
-    return state.replace(anchors={**state.anchors, sender: anchor})
-
-
-def _rolled_back(state: State) -> State:
-    """The state with one more night that came to nothing."""
-    counters = {**state.counters, "rolled_back": state.counters["rolled_back"] + 1}
-    return state.replace(counters=counters)

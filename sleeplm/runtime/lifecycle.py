@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from sleeplm.core.errors import CheckpointError
 from sleeplm.core.types import Metrics, PyTree
@@ -179,8 +181,14 @@ def _note(chronicle: Chronicle, stage: str, moment: Moment, metrics: Any) -> Non
         chronicle.log.write({"stage": stage, **moment.record, **values})
     shown = values.get(moment.show)
     label = f"{stage}: {moment.label}"
-    live_value = {moment.show: shown} if isinstance(shown, float) else {}
+    live_value = {} if shown is None else {moment.show: _mean_of(shown)}
     chronicle.progress.update(label, advance=moment.cost, **live_value)
+
+
+def _mean_of(value: Any) -> float:
+    """One number to look at, whether of one learner or of many."""
+    found = np.asarray(jax.device_get(value), float)
+    return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else math.nan
 
 
 def _are_sums(metrics: Metrics | dict[str, Any]) -> bool:

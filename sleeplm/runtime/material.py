@@ -1,70 +1,73 @@
-"""What a life is about: a world of facts, its texts and cues in tokens, and the exam."""
+"""What a life is about, in tokens: its texts, its cues and its exams."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.atlas import atlas
-from sleeplm.data.biographies import biographies
-from sleeplm.data.facts import Fact, World, exam, questions, statements, subjects
-from sleeplm.data.text import Tokenizer, encode_cues, token_lists, train_bpe
+from sleeplm.data.curriculum import Curriculum, digest
+from sleeplm.data.facts import Document
+from sleeplm.data.text import BOS, PAD, Tokenizer, encode_cues, token_lists, train_bpe
 from sleeplm.runtime.exams import Exam, make_exam
+from sleeplm.runtime.worlds import check_world, curriculum_of, is_labelled, world_of
 
-LONGEST_SUBJECT = 64  # tokens; only a bound for the encoder
+__all__ = [
+    "Material",
+    "archive_of",
+    "check_world",
+    "context_papers",
+    "cues_of",
+    "curriculum_of",
+    "digest",
+    "paper_of",
+    "prepare",
+    "world_of",
+]
+
+BEFORE = -1  # the archive's day of pretraining texts
 
 
 @dataclasses.dataclass
 class Material:
-    """A world, encoded."""
+    """A curriculum, encoded: rows are ``<bos> text <eos>``, as lists of tokens."""
 
-    world: World
+    curriculum: Curriculum
     tokenizer: Tokenizer
     pretrain: list[list[int]]
     days: list[list[list[int]]]
 
 
 def prepare(config: Any) -> Material:
-    """Builds the world and its texts; the tokenizer sees the pretraining texts only.
+    """Builds the texts of a life; the tokenizer sees the pretraining texts only.
+
+    Long texts of labelled worlds are cut to the words that fit into a row; facts never are.
 
     Raises:
       ConfigError: a text is longer than a row of the stream that it belongs to.
     """
-    world = world_of(config)
-    rng = np.random.default_rng(config.world_seed)
-    texts = _some(statements(world, world.pretrain), config.statements, rng)
-    texts += _some(questions(world, world.pretrain), config.questions, rng)
-    tokenizer = train_bpe([d.text for d in texts], config.model.vocab_size)
-    days = [statements(world, facts) + questions(world, facts) for facts in world.days]
+    curriculum = curriculum_of(config)
+    texts = [document.text for document in curriculum.pretrain]
+    tokenizer = train_bpe(texts, config.model.vocab_size)
+    if is_labelled(config):
+        from sleeplm.data.labels import cut_to_rows
+
+        room = min(config.day.length, config.model.max_len)
+        curriculum = cut_to_rows(curriculum, tokenizer.encode_batch, config.pretrain.length, room)
     material = Material(
-        world=world,
+        curriculum=curriculum,
         tokenizer=tokenizer,
-        pretrain=token_lists(tokenizer, texts),
-        days=[token_lists(tokenizer, documents) for documents in days],
+        pretrain=token_lists(tokenizer, curriculum.pretrain),
+        days=[token_lists(tokenizer, documents) for documents in curriculum.days],
     )
     _check_fits("pretrain.length", config.pretrain.length, material.pretrain)
     for rows in material.days:
         _check_fits("day.length", config.day.length, rows)
     return material
-
-
-def world_of(config: Any) -> World:
-    """The facts that the configuration asks for.
-
-    Raises:
-      ConfigError: the world has not as many.
-    """
-    size = (config.world_seed, config.days, config.facts_per_day)
-    if config.world == "biographies":
-        return biographies(*size, config.pretrain_people)
-    try:
-        return atlas(*size)
-    except ConfigError as error:
-        raise ConfigError(error.field.removeprefix("atlas."), error.value, error.remedy) from error
 
 
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:
@@ -73,44 +76,102 @@ def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:
 
 
 def paper_of(config: Any, material: Material) -> Exam:
-    """The exam: every day's questions, and those about some of the pretraining facts."""
-    world = material.world
-    known = [world.pretrain[i] for i in _spread(len(world.pretrain), config.exam_pretrain)]
-    groups = [exam(world, facts) for facts in (*world.days, tuple(known))]
+    """The exam: every day's questions, and those about some of what pretraining told."""
+    curriculum, most = material.curriculum, config.model.max_len
+    groups = [*curriculum.exams, curriculum.known]
     try:
-        return make_exam(material.tokenizer, groups, max_len=config.model.max_len)
+        return make_exam(material.tokenizer, groups, max_len=most, choices=curriculum.choices)
     except ConfigError as error:
         field = {"max_len": "model.max_len"}.get(error.field, error.field)
         raise ConfigError(field, error.value, error.remedy) from error
 
 
-def _some(documents: list, count: int, rng: np.random.Generator) -> list:
-    """``count`` of the wordings of every fact (documents come fact by fact)."""
-    by_fact: dict[Fact, list] = {}
-    for document in documents:
-        by_fact.setdefault(document.fact, []).append(document)
-    out = []
-    for group in by_fact.values():
-        chosen = rng.permutation(len(group))[: min(count, len(group))]
-        out += [group[i] for i in chosen]
-    return out
-
-
-def cues_of(config: Any, tokenizer: Tokenizer, facts: tuple[Fact, ...], limit: int):
-    """Cues of the facts' subjects, cut to C tokens, as the batch of ``learner.remember``.
+def cues_of(
+    config: Any, tokenizer: Tokenizer, cues: Sequence[str], limit: int
+) -> dict[str, np.ndarray]:
+    """The first ``limit`` cues, cut to C tokens, as the batch of ``learner.remember``.
 
     Returns:
       {"tokens" int32 [limit, C], "length" int32 [limit]}, length 0 on unused rows.
     """
-    width, names = config.sleep.cue_tokens, list(subjects(facts))[:limit]
-    tokens, length = encode_cues(tokenizer, names, max_len=LONGEST_SUBJECT)
-    empty = ((0, limit - len(names)), (0, 0))
+    width, cues = config.sleep.cue_tokens, list(cues)[:limit]
+    longest = 1 + max((len(tokens) for tokens in tokenizer.encode_batch(cues)), default=0)
+    tokens, length = encode_cues(tokenizer, cues, max_len=max(longest, width))
+    empty = ((0, limit - len(cues)), (0, 0))
     return {
         "tokens": np.pad(tokens[:, :width], empty),
         "length": np.pad(np.minimum(length, width), empty[:1]),
     }
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """``wanted`` indices spread evenly over ``range(count)``."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
+def archive_of(material: Material) -> dict[str, np.ndarray]:
+    """Every raw training text, padded to the longest: what replay of raw text draws from.
+
+    Returns:
+      {"tokens" int32 [A, L], "length" int32 [A], "day" int32 [A]}; day -1 is pretraining.
+    """
+    rows = [row for part in (material.pretrain, *material.days) for row in part]
+    sizes = [len(material.pretrain), *map(len, material.days)]
+    length = np.asarray([len(row) for row in rows], np.int32)
+    tokens = np.full((len(rows), length.max()), PAD, np.int32)
+    tokens[np.arange(length.max()) < length[:, None]] = np.concatenate(rows)
+    day = np.repeat(np.arange(BEFORE, len(material.days)), sizes).astype(np.int32)
+    return {"tokens": tokens, "length": length, "day": day}
+
+
+def context_papers(config: Any, material: Material, window: int) -> list[Exam]:
+    """One exam a day with the latest texts in front of every question: learning in context.
+
+    Paper i has the questions of :func:`paper_of`, in its order. Each prompt is
+    ``<bos> text ... text question``: one text for each of the latest facts of days 0 to i (a
+    statement where there is one), whole, newest last, as many as ``window`` tokens hold together
+    with the question and its answer. All papers have the same shapes.
+
+    Raises:
+      ConfigError: ``window`` cannot hold the longest question with its answer.
+    """
+    paper = paper_of(config, material)
+    answers = (np.asarray(paper.answers) != PAD).sum(1)
+    room = window - np.asarray(paper.lengths) - answers
+    longest = window - int(room.min())
+    remedy = f"the longest question and its answer have {longest} tokens"
+    checks.require(longest <= window, "window", window, remedy)
+    room = np.where(answers > 0, room, 0)  # rows that only fill a block stay short
+    told: list[list[int]] = []
+    papers = []
+    for documents in material.curriculum.days:
+        texts = [document.text for document in _one_text_a_fact(documents)]
+        told += material.tokenizer.encode_batch(texts)
+        papers.append(_behind_context(paper, told, room))
+    width = max(int(one.lengths.max()) for one in papers)
+    return [_widened(one, width) for one in papers]
+
+
+def _one_text_a_fact(documents: Sequence[Document]) -> list[Document]:
+    """A statement of each fact, in one wording after the other; a question where it has none."""
+    by_fact: dict[Any, list[Document]] = {}
+    for document in documents:
+        by_fact.setdefault(document.fact, []).append(document)
+    chosen = []
+    for i, group in enumerate(by_fact.values()):
+        statements = [document for document in group if not document.prompt] or group
+        chosen.append(statements[i % len(statements)])
+    return chosen
+
+
+def _behind_context(paper: Exam, told: Sequence[Sequence[int]], room: np.ndarray) -> Exam:
+    """The paper with the last of ``told`` that ``room`` [Q] tokens hold after each ``<bos>``."""
+    text = np.concatenate(told)
+    starts = np.cumsum([0, *map(len, told)])
+    taken = starts[np.searchsorted(starts, starts[-1] - room)]
+    lengths = (paper.lengths + starts[-1] - taken).astype(np.int32)
+    tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
+    for row, prompt in enumerate(tokens):
+        question = paper.prompts[row, 1 : paper.lengths[row]]
+        prompt[: lengths[row]] = np.concatenate([[BOS], text[taken[row] :], question])
+    return dataclasses.replace(paper, prompts=tokens, lengths=lengths)
+
+
+def _widened(paper: Exam, width: int) -> Exam:
+    pad = ((0, 0), (0, width - paper.prompts.shape[1]))
+    return dataclasses.replace(paper, prompts=np.pad(paper.prompts, pad, constant_values=PAD))

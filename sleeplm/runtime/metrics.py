@@ -24,21 +24,27 @@ from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.types import Metrics
 
 
-def mean_metrics(metrics: Metrics) -> dict[str, float]:
+def mean_metrics(metrics: Metrics) -> dict[str, Any]:
     """The one last division: ``sum / weight`` of every metric; a weight of 0 leaves it out.
 
     Args:
-      metrics: ``{name: (sum, weight)}``, each a scalar on any device.
+      metrics: ``{name: (sum, weight)}``, on any device: scalars, or arrays [E] of E learners.
 
     Returns:
-      ``{name: mean}`` as Python floats, in the order given.
+      ``{name: mean}`` in the order given: Python floats, or arrays [E] with NaN for learners
+      whose weight is 0.
     """
     fetched = jax.device_get(dict(metrics))
     return {
-        name: float(total) / float(weight)
+        name: _divided(np.asarray(total, float), np.asarray(weight, float))
         for name, (total, weight) in fetched.items()
-        if float(weight) != 0
+        if np.any(weight)
     }
+
+
+def _divided(total: np.ndarray, weight: np.ndarray) -> Any:
+    mean = np.where(weight != 0, total, np.nan) / np.where(weight != 0, weight, 1.0)
+    return mean if mean.ndim else float(mean)
 
 
 def plain(value: Any) -> Any:

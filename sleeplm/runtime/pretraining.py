@@ -7,58 +7,81 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sleeplm.core.errors import CheckpointError
 from sleeplm.core.phase import repeat
-from sleeplm.core.types import Array, Params
+from sleeplm.core.types import Params
 from sleeplm.methods.pretrain import newborn, pretrain
 from sleeplm.models.transformer import Model
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import Moment
+from sleeplm.runtime.nights import side_by_side
 from sleeplm.runtime.run import Run, Stage
-from sleeplm.runtime.streams import DayStreams
+from sleeplm.runtime.streams import DayStreams, StackedStreams
 
 STAGE = "pretrain"
 
 
-def pretrained(run: Run, model: Model, config: Any, material: Any, key: Array) -> Params:
-    """Parameters of the backbone: from the cache, or trained now and put there.
+def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+    """Parameters of the learners' backbones, side by side: from the cache, or trained and put there.
+
+    If one is not in the cache, all are trained, together in one compiled program.
 
     Args:
-      config: has ``pretrain`` (:class:`~sleeplm.methods.pretrain.PretrainConfig`), ``seed`` and
-        ``cache``.
-      material: has ``pretrain``, the documents as lists of tokens.
+      learners: the configuration of each has ``pretrain``
+        (:class:`~sleeplm.methods.pretrain.PretrainConfig`), ``seed`` and ``cache``.
+      materials: each has ``pretrain``, the documents as lists of tokens.
+
+    Returns:
+      The parameters with the E learners in front of every array.
     """
-    init = jax.jit(model.init)
-    params = init(key)
-    name = cache_key(model, config, material)
-    store = pathlib.Path(config.cache).expanduser() / name
-    if not run.has(STAGE):
-        cached = _read(store, params, run)
-        if cached is not None:
-            run.say(f"pretrained backbone found in {store}")
-            return cached
-    phase = pretrain(model, config.pretrain)
-    settings = config.pretrain
-    stream = DayStreams([material.pretrain], settings.batch, settings.length, config.seed)
-    step = jax.jit(repeat(settings.chunk, phase).step, donate_argnums=0)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    stores = [
+        pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)
+        for one, material in zip(learners, materials, strict=True)
+    ]
+    # A run that has begun to train goes on with that, whatever is in the cache by now.
+    cached = [None if run.has(STAGE) else _read(store, like, run) for store in stores]
+    if all(params is not None for params in cached):
+        run.say("pretrained backbones found in the cache")
+        return _stack(cached)
+    trained = _train(run, model, learners, materials)
+    for e, store in enumerate(stores):
+        _write(store, jax.tree.map(lambda x, e=e: x[e], trained), run)
+    return trained
+
+
+def _stack(parts: Sequence[Params | None]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+def _train(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+    settings = learners[0].pretrain
+    phase = pretrain(model, settings)
+    stream = StackedStreams(
+        [
+            DayStreams([material.pretrain], settings.batch, settings.length, one.seed)
+            for one, material in zip(learners, materials, strict=True)
+        ]
+    )
+    step = side_by_side(repeat(settings.chunk, phase).step)
+    keys = jnp.stack([jax.random.key(one.seed) for one in learners])
 
     def moment(done: int) -> Moment:
         def train(state):
-            batch = stream.take(0, settings.chunk)
-            return step(state, batch, jax.random.fold_in(state.key, done))
+            return step(state, stream.take(0, settings.chunk), {}, done)
 
         label = f"step {done + settings.chunk}/{settings.steps}"
         return Moment(label, {"event": "pretrain", "step": done + settings.chunk}, train)
 
     agenda = [moment(done) for done in range(0, settings.steps, settings.chunk)]
-    # Buffers are donated from step to step: what is in ``params`` must not be.
-    state = run.stage(Stage(STAGE, lambda: newborn(model, phase, init(key), key), agenda, stream))
-    _write(store, state.params, run)
-    return state.params
+    born = jax.jit(jax.vmap(lambda key: newborn(model, phase, model.init(key), key)))
+    return run.stage(Stage(STAGE, lambda: born(keys), agenda, stream)).params
 
 
 def cache_key(model: Model, config: Any, material: Any) -> str:

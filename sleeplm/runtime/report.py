@@ -1,4 +1,4 @@
-"""The report of a retention experiment: figures for programs, a page and a picture for people.
+"""The report of retention experiments: figures for programs, pages and a picture for people.
 
 ``R[i][j]`` is the recall of the facts of day ``j`` after night ``i``; it is null for ``j > i``.
 """
@@ -8,33 +8,48 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime.blocks import render_page
+from sleeplm.runtime.combine import combine, run_names
+from sleeplm.runtime.html import render_html
 from sleeplm.runtime.metrics import plain
-from sleeplm.runtime.page import render_page
+from sleeplm.runtime.page import blocks
+from sleeplm.runtime.results import RESULTS, SeedRun, read_arms, read_results
+from sleeplm.runtime.statistics import (
+    CURVES,
+    FIGURES,
+    bootstrap,
+    compare,
+    curve,
+    half_life,
+    lift,
+    measure,
+    total,
+    traffic_by_birth,
+)
 
-RESULTS, REPORT, PAGE, PICTURE = "results.json", "report.json", "report.md", "retention.png"
-BOOTSTRAP_SAMPLES = 2000
+REPORT, PAGE, WEB_PAGE, PICTURE = "report.json", "report.md", "report.html", "retention.png"
 #: An awake model must know this share of the day's facts before it can teach them.
 AWAKE_KNOWS = 0.9
 #: A model that never sleeps must have lost this share of what it knew on the first days.
 LOST = 0.5
 
-Arm = Mapping[str, Any]
-Interval = dict[str, float]
 
-
-def write_report(run_dir: str | os.PathLike[str], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and ``retention.png`` into ``run_dir``.
+def write_report(
+    run_dir: str | os.PathLike[str], results: Mapping[str, Any], source: str = ""
+) -> dict[str, Any]:
+    """Writes ``report.json``, ``report.md``, ``report.html`` and ``retention.png``.
 
     Args:
-      run_dir: made if missing.
-      results: what the experiment saved as ``results.json``; an arm may be a list, one entry a
-        seed.
+      run_dir: where to; made if missing.
+      results: what an experiment saved as ``results.json``, or :func:`combine` of several; an arm
+        may be a list, one entry a seed.
+      source: where the results come from, for error messages; ``run_dir`` by default.
 
     Returns:
       The content of ``report.json``.
@@ -46,35 +61,36 @@ def write_report(run_dir: str | os.PathLike[str], results: Mapping[str, Any]) ->
     from sleeplm.runtime.figure import draw_retention
 
     directory = pathlib.Path(run_dir)
-    report = summarize(results, str(directory / RESULTS))
+    source = source or str(directory / RESULTS)
+    report = summarize(results, source)
     try:
-        page = render_page(report, PICTURE)
+        content = blocks(report, PICTURE)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         remedy = f"has an entry that cannot be shown ({error})"
-        raise ConfigError("results", str(directory / RESULTS), remedy) from error
+        raise ConfigError("results", source, remedy) from error
     directory.mkdir(parents=True, exist_ok=True)
     (directory / REPORT).write_text(json.dumps(plain(report), indent=2) + "\n")
-    (directory / PAGE).write_text(page)
+    (directory / PAGE).write_text(render_page(content))
     draw_retention(report["arms"], directory / PICTURE)
+    picture = (directory / PICTURE).read_bytes()
+    (directory / WEB_PAGE).write_text(render_html(content, {PICTURE: picture}))
     return report
 
 
-def read_results(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``results.json`` of a run directory.
+def report_runs(
+    runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Writes the report of one or several finished runs into the directory ``out``.
 
     Raises:
-      ConfigError: it is missing, is not JSON, or is not the result of an experiment.
+      ConfigError: a run is named twice, or its results are missing or garbled.
     """
-    path = pathlib.Path(run_dir) / RESULTS
-    try:
-        results = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError("results", str(path), "no such file; has the run finished?") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError("results", str(path), f"cannot be read as JSON: {error}") from error
-    if not isinstance(results, dict) or not isinstance(results.get("arms"), dict):
-        raise ConfigError("results", str(path), "must be an object with the entry arms")
-    return results
+    names = run_names(runs)
+    results = [read_results(run) for run in runs]
+    paths = [str(pathlib.Path(run) / RESULTS) for run in runs]
+    for one, path in zip(results, paths, strict=True):
+        read_arms(one, path)
+    return write_report(out, combine(results, names), ", ".join(paths))
 
 
 def summarize(results: Mapping[str, Any], path: str = RESULTS) -> dict[str, Any]:
@@ -85,177 +101,206 @@ def summarize(results: Mapping[str, Any], path: str = RESULTS) -> dict[str, Any]
       path: where the results come from, for error messages.
 
     Returns:
-      ``arms.<arm>`` with ``mean_recall_last``, ``matrix``, ``age``, ``forgetting``,
-      ``backward_transfer``, ``pretrain_lost``, ``awake``; ``difference`` where both arms ``sleep``
-      and ``wake_only`` are there; ``certified``; and what the run was.
+      ``arms.<arm>`` (:func:`summarize_arm`); ``difference.<one>_minus_<other>.<figure>``
+      (:func:`differences`); ``bar``, if there is an arm ``sleep``; ``certified``; and what the
+      runs were.
 
     Raises:
       ConfigError: an entry is missing or garbled.
     """
-    seeds = {name: _seeds(arm, f"{path}: arms.{name}") for name, arm in results["arms"].items()}
-    if not seeds:
-        raise ConfigError(path, results["arms"], "must have at least one arm")
-    report = {
-        key: results.get(key) for key in ("experiment", "digest", "world", "config", "seconds")
-    }
+    seeds = read_arms(results, path)
+    keys = ("experiment", "digest", "world", "config", "seconds")
+    report = {key: results.get(key) for key in keys}
+    if results.get("runs"):
+        report["runs"] = list(results["runs"])
     arms = {name: summarize_arm(runs) for name, runs in seeds.items()}
     report |= {"arms": arms, "certified": certify(arms)}
-    if "sleep" in seeds and "wake_only" in seeds:
-        report["difference"] = {
-            "sleep_minus_wake_only": {
-                "mean_recall_last": _difference(seeds["sleep"], seeds["wake_only"])
-            }
-        }
+    if gains := differences(seeds):
+        report["difference"] = gains
+    if "sleep" in seeds:
+        report["bar"] = bar(arms, gains)
     return report
 
 
-def summarize_arm(runs: Sequence[Arm]) -> dict[str, Any]:
-    """The figures of one arm, from one dict a seed."""
-    matrices = np.stack([_matrix(run) for run in runs])
-    last = matrices[:, -1]
-    over_days = len(runs) == 1
-    samples = last[0] if over_days else last.mean(axis=1)
-    return {
+def summarize_arm(runs: Sequence[SeedRun]) -> dict[str, Any]:
+    """The figures of one arm.
+
+    Returns:
+      ``figures.<name>`` of :data:`sleeplm.runtime.statistics.FIGURES`, ``half_life`` and
+      ``curves.<name>``, each with its interval; ``matrix`` and ``matrix_interval``; means over
+      seeds of the rest. Figures of entries that no seed has are left out.
+    """
+    measured = {figure.name: measure(figure, runs) for figure in FIGURES}
+    figures = {name: spread for name, spread in measured.items() if spread is not None}
+    drawn = {name: curve([read(run) for run in runs]) for name, read in CURVES.items()}
+    curves = {name: spread for name, spread in drawn.items() if spread is not None}
+    spread = bootstrap(np.stack([run.matrix for run in runs]))
+    arm = {
         "seeds": len(runs),
-        "mean_recall_last": bootstrap(samples) | {"interval": _interval(over_days)},
-        "matrix": _null_above(matrices.mean(axis=0)),
-        "age": _mean(runs, lambda run: recall_by_age(_matrix(run))),
-        "forgetting": _mean(runs, lambda run: forgetting(_matrix(run))),
-        "backward_transfer": _mean(runs, lambda run: backward_transfer(_matrix(run))),
-        "awake": _mean(runs, lambda run: np.asarray(run["awake"], float)),
-        "pretrain": _mean(runs, lambda run: np.asarray(run["pretrain"], float)),
-        "pretrain_start": _mean(runs, lambda run: float(run["pretrain_start"])),
-        "pretrain_lost": _mean(runs, _pretrain_lost),
-        "cost": [{key: run.get(key) for key in ("tokens", "seconds")} for run in runs],
-        "wording": [run.get("wording") for run in runs],
+        "mean_recall_last": figures["mean_recall_last"],
+        "matrix": spread["mean"],
+        "age": curves["age"]["mean"],
+        "forgetting": figures["forgetting"]["mean"],
+        "backward_transfer": figures["backward_transfer"]["mean"],
+        "awake": curves["dusk"]["mean"],
+        "pretrain": curves["pretrain"]["mean"],
+        "pretrain_start": float(np.mean([run.pretrain_start for run in runs])),
+        "pretrain_lost": figures["pretrain_lost"]["mean"],
+        "half_life": half_life(runs),
+        "figures": figures,
+        "curves": curves,
+        "compute": {kind: _by_kind(runs, kind) for kind in ("tokens", "flops", "seconds")},
+        "cost": [{kind: getattr(run, kind) or None for kind in _COSTS} for run in runs],
+        "wording": [run.wording for run in runs],
     }
-
-
-def recall_by_age(matrix: np.ndarray) -> np.ndarray:
-    """Mean over nights ``i`` of ``R[i, i - a]`` for every age ``a`` in nights; [nights]."""
-    return np.array([np.diagonal(matrix, -age).mean() for age in range(len(matrix))])
-
-
-def forgetting(matrix: np.ndarray) -> float:
-    """Mean over days but the last of (best recall before the last night - recall after it).
-
-    0 with a single night.
-    """
-    drops = [matrix[day:-1, day].max() - matrix[-1, day] for day in range(len(matrix) - 1)]
-    return float(np.mean(drops)) if drops else 0.0
-
-
-def backward_transfer(matrix: np.ndarray) -> float:
-    """Mean over days but the last of (recall after the last night - recall after its own night).
-
-    0 with a single night.
-    """
-    days = range(len(matrix) - 1)
-    return float(np.mean([matrix[-1, day] - matrix[day, day] for day in days] or [0.0]))
-
-
-def bootstrap(samples: np.ndarray, seed: int = 0) -> Interval:
-    """Mean and 95% bootstrap interval of ``samples`` [n], drawn with a fixed seed."""
-    samples = np.asarray(samples, float)
-    draws = np.random.default_rng(seed).integers(
-        len(samples), size=(BOOTSTRAP_SAMPLES, len(samples))
-    )
-    low, high = np.percentile(samples[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(samples.mean()), "low": float(low), "high": float(high)}
+    if len(runs) > 1:
+        arm["matrix_interval"] = {"low": spread["low"], "high": spread["high"]}
+    optional = {
+        "seed": [run.seed for run in runs],
+        "world_seed": [run.world_seed for run in runs],
+        "runs": sorted({run.run for run in runs if run.run}),
+        "nights": runs[0].nights,
+        "lift": _mean([lift(run) for run in runs]),
+        "traffic": _mean([traffic_by_birth(run) for run in runs]),
+        "bits": _averages([run.bits for run in runs]),
+        "cues": _averages([run.cues for run in runs]),
+        "raw_text": _same([run.raw_text for run in runs]),
+        "log": _averages([run.log for run in runs]),
+    }
+    return plain(arm | {name: value for name, value in optional.items() if _told(value)})
 
 
 def certify(arms: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the experiment can show anything: its floor and its ceiling.
 
     Returns:
-      ``awake``: the lowest awake recall of any arm and day, and whether it is at least
-      ``AWAKE_KNOWS``. ``wake_only_loses``: the recall by ``wake_only`` of all days but the last
-      after the last night, and whether at most ``LOST`` is left; None without that arm.
+      ``awake``: the lowest awake recall of any arm and day, which arm's it is, and whether it is
+      at least ``AWAKE_KNOWS``; the lowest of every arm. ``wake_only_loses``: the recall by
+      ``wake_only`` of all days but the last after the last night, and whether at most ``LOST`` is
+      left (of several runs, where most is left); None without that arm.
     """
-    lowest = min(float(np.min(arm["awake"])) for arm in arms.values())
-    awake = {"lowest": lowest, "needed": AWAKE_KNOWS, "ok": lowest >= AWAKE_KNOWS}
-    certified: dict[str, Any] = {"awake": awake}
-    certified["wake_only_loses"] = None
-    if "wake_only" in arms and len(arms["wake_only"]["matrix"]) > 1:
-        left = float(np.mean(arms["wake_only"]["matrix"][-1][:-1]))
+    by_arm = {name: float(np.min(arm["awake"])) for name, arm in arms.items()}
+    worst = min(by_arm, key=lambda name: by_arm[name])
+    awake = {
+        "lowest": by_arm[worst],
+        "needed": AWAKE_KNOWS,
+        "ok": by_arm[worst] >= AWAKE_KNOWS,
+        "arm": worst,
+        "by_arm": by_arm,
+    }
+    certified: dict[str, Any] = {"awake": awake, "wake_only_loses": None}
+    matrices = [
+        arm["matrix"]
+        for name, arm in arms.items()
+        if name.partition("@")[0] == "wake_only" and len(arm["matrix"]) > 1
+    ]
+    if matrices:
+        left = max(float(np.mean(matrix[-1][:-1])) for matrix in matrices)
         certified["wake_only_loses"] = {"left": left, "allowed": LOST, "ok": left <= LOST}
     return certified
 
 
-def _seeds(arm: Any, field: str) -> list[Arm]:
-    runs = list(arm) if isinstance(arm, list) else [arm]
-    if not runs:
-        raise ConfigError(field, arm, "must have at least one seed")
-    for index, run in enumerate(runs):
-        where = f"{field}[{index}]" if isinstance(arm, list) else field
-        if not isinstance(run, Mapping):
-            raise ConfigError(where, run, "must be an object with the entry matrix")
-        for name, read in _ENTRIES.items():
-            if name not in run:
-                raise ConfigError(where, sorted(run), f"lacks the entry {name}")
-            try:
-                read(run)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{where}.{name}", run[name], str(error)) from error
-    shapes = {_matrix(run).shape for run in runs}
-    if len(shapes) > 1:
-        raise ConfigError(field, sorted(shapes), "must have as many days with every seed")
-    return runs
+def differences(seeds: Mapping[str, Sequence[SeedRun]]) -> dict[str, dict[str, Any]]:
+    """Paired differences of figures: ``sleep`` (or the first arm) minus every other arm.
+
+    Of runs that were put together, ``sleep@RUN`` is also compared with ``ARM@RUN``.
+
+    Returns:
+      ``<one>_minus_<other>.<figure>``; nothing for arms that have no seed in common.
+    """
+    main = "sleep" if "sleep" in seeds else next(iter(seeds))
+    found = {}
+    for other in seeds:
+        own = f"sleep@{other.partition('@')[2]}" if "@" in other else main
+        for one in dict.fromkeys((main, own)):
+            pairs = _pairs(seeds, one, other) if one in seeds and one != other else []
+            compared = {f.name: compare(f, pairs) for f in FIGURES if f.paired and pairs}
+            if gains := {name: gain for name, gain in compared.items() if gain is not None}:
+                found[f"{one}_minus_{other}"] = gains
+    return found
 
 
-def _matrix(run: Arm) -> np.ndarray:
-    """Recall [nights, days] with NaN above the diagonal."""
-    matrix = np.array([[np.nan if r is None else r for r in row] for row in run["matrix"]], float)
-    if matrix.ndim != 2 or not matrix.size or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError("must have one row a night and one column a day, as many of both")
-    if np.isnan(matrix[np.tril_indices(len(matrix))]).any():
-        raise ValueError("must have a number for every day that is not after the night")
-    return matrix
+def bar(arms: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``sleep`` is judged by.
+
+    Returns:
+      ``mean_recall_last`` and ``pretrain_lost`` of the arm ``sleep``; its paired gain in
+      ``mean_recall_last`` over the best arm that keeps no raw text (``raw_text`` false, not itself
+      a kind of ``sleep``), ``minus_best_without_raw_text``, and over ``static_replay``,
+      ``minus_static_replay``, where these arms exist.
+    """
+    figures = arms["sleep"]["figures"]
+    judged = {name: figures[name] for name in ("mean_recall_last", "pretrain_lost")}
+    recall = {
+        name: arm["mean_recall_last"]["mean"]
+        for name, arm in arms.items()
+        if arm.get("raw_text") is False
+        and not name.startswith("sleep")
+        and f"sleep_minus_{name}" in gains
+    }
+    if recall:
+        best = max(recall, key=lambda name: recall[name])
+        gain = gains[f"sleep_minus_{best}"]["mean_recall_last"]
+        judged["minus_best_without_raw_text"] = {"arm": best} | gain
+    if "sleep_minus_static_replay" in gains:
+        judged["minus_static_replay"] = gains["sleep_minus_static_replay"]["mean_recall_last"]
+    return judged
 
 
-def _vector(name: str) -> Callable[[Arm], np.ndarray]:
-    def read(run: Arm) -> np.ndarray:
-        vector = np.asarray(run[name], float)
-        if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-            raise ValueError("must be a list of numbers")
-        return vector
-
-    return read
+_COSTS = ("tokens", "flops", "seconds")
 
 
-_ENTRIES: dict[str, Callable[[Arm], Any]] = {
-    "matrix": _matrix,
-    "awake": _vector("awake"),
-    "pretrain": _vector("pretrain"),
-    "pretrain_start": lambda run: float(run["pretrain_start"]),
-}
+def _pairs(
+    seeds: Mapping[str, Sequence[SeedRun]], one: str, other: str
+) -> list[tuple[SeedRun, SeedRun]]:
+    """Seeds of two arms that had the same days and randomness."""
+    first, second = seeds[one], seeds[other]
+    if all(run.seed is not None for run in (*first, *second)):
+        others = {run.key: run for run in second}
+        pairs = [(run, others[run.key]) for run in first if run.key in others]
+        same = True
+    elif {run.origin for run in first} != {run.origin for run in second}:
+        return []
+    else:
+        pairs = list(zip(first, second, strict=False))
+        same = len(first) == len(second)
+    if not same or any(a.matrix.shape != b.matrix.shape for a, b in pairs):
+        remedy = (
+            "must have the same seeds and days to be compared, not "
+            f"{len(first)} and {len(second)} seeds, {len(first[0].matrix)} and "
+            f"{len(second[0].matrix)} days"
+        )
+        raise ConfigError("arms", [one, other], remedy)
+    return pairs
 
 
-def _mean(runs: Sequence[Arm], figure: Callable[[Arm], Any]) -> Any:
-    """The mean over seeds, as a float or a list of floats."""
-    return np.mean([figure(run) for run in runs], axis=0).tolist()
+def _by_kind(runs: Sequence[SeedRun], cost: str) -> dict[str, float]:
+    """Mean over seeds of a cost, by kind, and of its total."""
+    amounts = [dict(getattr(run, cost)) for run in runs if getattr(run, cost)]
+    return _averages([each | {"total": total(each)} for each in amounts])
 
 
-def _pretrain_lost(run: Arm) -> float:
-    return float(run["pretrain_start"]) - float(run["pretrain"][-1])
+def _averages(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds of what is a number; of the rest, what all seeds agree on."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry):
+        values = [entry[name] for entry in entries if entry.get(name) is not None]
+        if values and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            found[name] = float(np.mean(values))
+        elif values and all(value == values[0] for value in values):
+            found[name] = values[0]
+    return found
 
 
-def _null_above(matrix: np.ndarray) -> list[list[float | None]]:
-    return [[None if np.isnan(recall) else float(recall) for recall in row] for row in matrix]
+def _same(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
 
 
-def _interval(over_days: bool) -> str:
-    return "over days" if over_days else "over seeds"
+def _mean(values: Sequence[np.ndarray | None]) -> list[Any] | None:
+    known = [value for value in values if value is not None]
+    return np.mean(known, axis=0).tolist() if known else None
 
 
-def _difference(sleep: Sequence[Arm], wake_only: Sequence[Arm]) -> dict[str, Any]:
-    """Paired difference of the last rows: by seed, or by day when there is one seed."""
-    pair = (len(sleep), len(wake_only))
-    rows = [np.stack([_matrix(run)[-1] for run in runs]) for runs in (sleep, wake_only)]
-    if rows[0].shape != rows[1].shape:
-        remedy = f"must have the same seeds and days to be compared, not {pair} seeds"
-        raise ConfigError("arms", ["sleep", "wake_only"], remedy)
-    gain = rows[0] - rows[1]
-    over_days = pair == (1, 1)
-    samples = gain[0] if over_days else gain.mean(axis=1)
-    return bootstrap(samples) | {"interval": _interval(over_days)}
+def _told(value: Any) -> bool:
+    empty = value is None or (isinstance(value, list | dict) and not value)
+    return not empty and not (isinstance(value, list) and all(entry is None for entry in value))

@@ -1,41 +1,42 @@
-"""The retention job: days of facts, nights between them, and what is left of every day."""
+"""The retention job: days of a stream, nights between them, and what is left of every day.
+
+All seeds of an arm live side by side in one compiled program. Learner e has seed ``seed + e`` and
+world ``world_seed + e``: a backbone, an order of days and samples of its own, the same in every
+arm, so that arms are compared in pairs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import time
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from sleeplm.core import checks, tree
+from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.types import Params
-from sleeplm.data.facts import subjects
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig
-from sleeplm.methods.learner import learner
 from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
-from sleeplm.models.graft import backbone_config, graft
+from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
-from sleeplm.runtime.exams import grade
-from sleeplm.runtime.life import Life
-from sleeplm.runtime.material import Material, cues_of, paper_of, prepare, world_of
-from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.runtime.classes import count_labels
+from sleeplm.runtime.exams import grade, stack_exams
+from sleeplm.runtime.lives import Bench, learners_of, live
+from sleeplm.runtime.material import check_world, paper_of, prepare
+from sleeplm.runtime.outcome import outcomes
 from sleeplm.runtime.pretraining import pretrained
-from sleeplm.runtime.report import RESULTS, read_results, write_report
-from sleeplm.runtime.run import Run, Stage
-from sleeplm.runtime.streams import DayStreams
+from sleeplm.runtime.report import write_report
+from sleeplm.runtime.results import RESULTS, read_results
+from sleeplm.runtime.run import Run
 
-WORLDS = ("atlas", "biographies")
-ARMS = ("sleep", "wake_only")
-METRICS = "metrics.jsonl"
 LARGEST_SEED = 2**31 - 1
 
 
@@ -44,7 +45,8 @@ class DayConfig:
     """One day awake.
 
     Attributes:
-      steps: wake steps a day. batch, length: rows B and positions L of a wake batch.
+      steps: wake steps of a day of average length; longer days have more in proportion.
+      batch, length: rows B and positions L of a wake batch.
       chunk: steps per compiled call; divides ``steps`` and every level's ``night``.
     """
 
@@ -64,15 +66,23 @@ class RetentionConfig:
     """Everything about a retention run.
 
     Attributes:
-      world: ``atlas`` (real facts of countries and elements) or ``biographies`` (generated).
+      world: ``atlas`` (real facts of countries and elements), ``biographies`` (generated),
+        ``facts:FILE`` or ``labels:DIRECTORY`` (your own, see docs/data.md), or a labelled data
+        set (``clinc150``, ``banking77``, ``dbpedia70``, ...).
       world_seed: which subjects fall into which day, and into pretraining.
-      days, facts_per_day: size of the life.
-      pretrain_people: biographies only, people known before the first day.
+      days: of the life; 0 for all that the data have. facts_per_day: in each.
+      day_sizes: facts of each day, where days are unequal; empty: all ``facts_per_day``.
+      pretrain_people: facts known before the first day, see the worlds.
       statements, questions: training wordings that pretraining tells each fact in (drawn per
         fact; every wording of a relation is used for some fact). Days use all of them.
-      exam_pretrain: pretraining facts asked in every exam.
-      seed: of parameters, order and samples.
-      arms: lives to compare: ``sleep``, and ``wake_only`` (the same days, no nights).
+      exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
+        day; 0 for all.
+      text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
+        of it, at most. data_dir, manual_dir: where TFDS keeps data sets, and files that one has
+        to fetch by hand.
+      seed: of parameters, order and samples. seeds: learners that live side by side.
+      arms: lives to compare, see :data:`sleeplm.runtime.arms.ARMS`.
+      probes: ask for traffic and oracle routing after the last night.
       cache: directory for pretrained backbones; relative paths are under the working directory.
       save_seconds, keep: how often a checkpoint is made, and how many are kept.
     """
@@ -81,39 +91,51 @@ class RetentionConfig:
     world_seed: int = 0
     days: int = 4
     facts_per_day: int = 60
+    day_sizes: list[int] = dataclasses.field(default_factory=list)
     pretrain_people: int = 200
     statements: int = 2
     questions: int = 5
     exam_pretrain: int = 196
+    exam_per_day: int = 0
+    text: str = ""
+    text_lines: int = 20_000
+    data_dir: str = ""
+    manual_dir: str = ""
     seed: int = 0
-    arms: list[str] = dataclasses.field(default_factory=lambda: list(ARMS))
+    seeds: int = 1
+    arms: list[str] = dataclasses.field(default_factory=lambda: ["sleep", "wake_only"])
+    probes: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     day: DayConfig = dataclasses.field(default_factory=DayConfig)
     sleep: SleepConfig = dataclasses.field(default_factory=SleepConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     cache: str = ".cache/pretrained"
     save_seconds: float = 20.0
     keep: int = 3
 
     def check(self, field: str) -> None:
-        for name in ("model", "pretrain", "day", "sleep"):  # what follows may count on them
-            getattr(self, name).check(name)
-        checks.one_of("world", self.world, WORLDS)
+        for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
+            getattr(self, name).check(name)  # what follows may count on them
+        checks.positive_integer("seeds", self.seeds)
         for name in ("seed", "world_seed"):
-            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED)
-        for name in ("days", "facts_per_day", "statements", "questions", "keep", "exam_pretrain"):
+            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
+        for name in ("statements", "questions", "keep", "exam_pretrain", "pretrain_people"):
             checks.positive_integer(name, getattr(self, name))
-        checks.positive_integer("pretrain_people", self.pretrain_people)
+        for name in ("exam_per_day", "text_lines", "days"):
+            checks.integer(name, getattr(self, name))
+            checks.at_least(name, getattr(self, name), 0)
         checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
         for arm in self.arms:
-            checks.one_of("arms", arm, ARMS)
+            checks.one_of("arms", arm, tuple(ARMS))
         checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
         checks.at_least("save_seconds", self.save_seconds, 0)
         longest = max(self.day.length, self.pretrain.length, self.sleep.length)
         checks.at_least("model.max_len", self.model.max_len, longest)
         checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
         backbone_config(self.model)
-        world_of(self)
+        days = check_world(self)
         for i, level in enumerate(self.model.levels):
             if level.night:
                 checks.require(
@@ -122,70 +144,79 @@ class RetentionConfig:
                     level.night,
                     f"use a multiple of day.chunk ({self.day.chunk})",
                 )
-        if "sleep" in self.arms:
-            self._check_nights()
-
-    def _check_nights(self) -> None:
-        levels, steps = self.model.levels, self.days * self.day.steps
-        checks.require(
-            any(level.night for level in levels),
-            "model.levels",
-            [level.name for level in levels],
-            "give one level a night, or leave the arm 'sleep' out",
-        )
-        for i, (fast, slow) in enumerate(itertools.pairwise(levels)):
-            if not fast.night:
-                continue
-            nights = (min(slow.night, steps) if slow.night else steps) // fast.night
-            checks.require(
-                nights <= slow.slots or self.sleep.pool == "merge_oldest",
-                f"model.levels[{i + 1}].slots",
-                slow.slots,
-                f"{nights} nights of {fast.name} come in; use at least as many slots, or "
-                "sleep.pool = 'merge_oldest'",
-            )
-            checks.require(
-                slow.slots >= 2 or self.sleep.pool != "merge_oldest",
-                f"model.levels[{i + 1}].slots",
-                slow.slots,
-                "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
-            )
+        if not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
+            check_nights(self, days)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
         return _job(self, run)
 
 
-def arm_model(config: RetentionConfig, arm: str) -> ModelConfig:
-    """The model of an arm: ``wake_only`` is the same model whose levels have no nights."""
-    if arm == "sleep":
-        return config.model
-    levels = [dataclasses.replace(level, night=0) for level in config.model.levels]
-    return dataclasses.replace(config.model, levels=levels)
+def check_nights(config: RetentionConfig, days: int) -> None:
+    """Checks that there are nights, and slots for what they bring.
+
+    Raises:
+      ConfigError: there are none, or too few.
+    """
+    levels, steps = config.model.levels, days * config.day.steps
+    pairs = [i for i, level in enumerate(levels) if level.night]
+    checks.require(
+        bool(pairs),
+        "model.levels",
+        [level.name for level in levels],
+        "give one level a night, or leave out the arms that sleep",
+    )
+    asked = config.schedule.when in ("surprise", "fill")
+    remedy = "give one level only a night: by surprise or fill, one pair sleeps"
+    checks.require(not asked or len(pairs) == 1, "schedule.when", config.schedule.when, remedy)
+    for i in pairs:
+        fast, slow = levels[i], levels[i + 1]
+        nights = (min(slow.night, steps) if slow.night else steps) // fast.night
+        if asked and config.schedule.nights:
+            nights = config.schedule.nights
+        checks.require(
+            nights <= slow.slots or config.sleep.pool == "merge_oldest",
+            f"model.levels[{i + 1}].slots",
+            slow.slots,
+            f"{nights} nights of {fast.name} come in; use at least as many slots, or "
+            "sleep.pool = 'merge_oldest'",
+        )
+        checks.require(
+            slow.slots >= 2 or config.sleep.pool != "merge_oldest",
+            f"model.levels[{i + 1}].slots",
+            slow.slots,
+            "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
+        )
 
 
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     began = time.monotonic()
     if (finished := _finished(run)) is not None:
         return write_report(run.directory, finished)
-    material = prepare(config)
-    world, paper = material.world, paper_of(config, material)
+    learners = learners_of(config)
+    materials = [prepare(one) for one in learners]
+    paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
     run.claim()
+    world = materials[0].curriculum
     run.say(
-        f"{world.name}: {len(world.pretrain)} facts before the first day, "
-        f"{config.days} days of {config.facts_per_day}; {len(paper.lengths)} questions an exam"
+        f"{world.name}: {len(world.pretrain)} texts before the first day, {len(world.days)} days "
+        f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
+        f"an exam; {config.seeds} learners"
     )
-    key = jax.random.key(config.seed)
     backbone = Model(backbone_config(config.model))
-    params = pretrained(run, backbone, config, material, key)
-    examine = grade(backbone, paper)
-    start = np.asarray(jax.jit(examine)({"params": params, "slots": backbone.init_slots()}))
+    params = pretrained(run, backbone, learners, materials)
+    examine = jax.jit(jax.vmap(grade(backbone), in_axes=(0, 0)))
+    slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
+    start = jax.device_get(examine({"params": params, "slots": slots}, paper))
     run.say(
-        f"pretrained: knows {start[-1]:.2f} of what it read, {start[:-1].mean():.2f} of the days"
+        f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
+        f"{start['recall'][:, :-1].mean():.2f} of the days"
     )
-    for arm in config.arms:
-        _live_arm(config, run, arm, material, params, paper)
-    results = _results(config, run, material, start, params)
+    bench = Bench(config, learners, materials, paper, params, start)
+    arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
+    for name, arm in arms.items():
+        live(bench, run, name, arm)
+    results = outcomes(bench, run, arms)
     results["seconds"] = time.monotonic() - began
     path = run.directory / RESULTS
     partial = path.with_suffix(".partial")
@@ -203,101 +234,6 @@ def _finished(run: Run) -> dict[str, Any] | None:
     return results if results.get("digest") == run.digest else None
 
 
-def _live_arm(
-    config: RetentionConfig, run: Run, arm: str, material: Material, params: Params, paper: Any
-) -> None:
-    model = Model(arm_model(config, arm))
-    functions = learner(model, config.sleep)
-    key = jax.random.key(config.seed)
-
-    @jax.jit
-    def make(params, key):
-        grafted = graft(model, params, jax.random.fold_in(key, 1))
-        return functions.init(grafted, jax.random.fold_in(key, 2))
-
-    world, tokenizer = material.world, material.tokenizer
-    most = max(len(subjects(facts)) for facts in world.days)
-    life = Life(
-        learner=functions,
-        sleep=config.sleep,
-        streams=DayStreams(material.days, config.day.batch, config.day.length, config.seed),
-        days=config.days,
-        steps=config.day.steps,
-        chunk=config.day.chunk,
-        cues=[cues_of(config, tokenizer, facts, most) for facts in world.days],
-        before=cues_of(config, tokenizer, world.pretrain, len(subjects(world.pretrain))),
-        examine=grade(model, paper),
-    )
-    run.stage(Stage(arm, lambda: make(params, key), life.agenda(), life.streams))
-
-
-def _results(
-    config: RetentionConfig, run: Run, material: Material, start: np.ndarray, params: Params
-) -> dict[str, Any]:
-    records = read_metrics(run.directory / METRICS)
-    arms = {arm: _arm_result(config, run, arm, records, start) for arm in config.arms}
-    return {
-        "experiment": "retention",
-        "config": run.config,
-        "digest": run.digest,
-        "world": {
-            "name": material.world.name,
-            "facts_per_day": config.facts_per_day,
-            "days": config.days,
-            "pretrain_facts": len(material.world.pretrain),
-            "backbone_parameters": tree.size(params),
-        },
-        "arms": arms,
-    }
-
-
-def _arm_result(
-    config: RetentionConfig, run: Run, arm: str, records: list[dict], start: np.ndarray
-) -> dict[str, Any]:
-    mine = [r for r in records if r["stage"] == arm]
-    exams = [r for r in mine if r["event"] == "exam"]
-    dusk = {r["day"]: r for r in exams if r["when"] == "dusk"}
-    dawn = {**dusk, **{r["day"]: r for r in exams if r["when"] == "dawn"}}
-    days = range(config.days)
-    matrix = [[dawn[i]["recall"][j] if j <= i else None for j in days] for i in days]
-    nights = [r for r in mine if r["event"] == "seed"]
-    level = config.model.levels
-    return {
-        "matrix": matrix,
-        "awake": [dusk[i]["recall"][i] for i in days],
-        "pretrain": [dawn[i]["pretrain"] for i in days],
-        "pretrain_start": float(start[-1]),
-        "floor": [float(x) for x in start[:-1]],
-        "tokens": _tokens(config, len(nights), sum(r["event"] == "merge" for r in mine)),
-        "seconds": run.seconds(arm),
-        "wording": "held-out questions, greedy answers, exact match",
-        "log": {
-            "nights": dawn[config.days - 1]["nights"],
-            "rolled_back": dawn[config.days - 1]["rolled_back"],
-            "unique_samples": [r.get("unique") for r in nights],
-            "levels": [lv.name for lv in level],
-        },
-    }
-
-
-def _tokens(config: RetentionConfig, blocks: int, merges: int) -> dict[str, int]:
-    """Positions processed by one arm (padding included): read awake, sampled and seeded asleep.
-
-    Args:
-      blocks: extractions of all nights. merges: extractions for merging experts.
-    """
-    sleep = config.sleep
-    writers = (sleep.lam < 1) + (sleep.lam > 0)
-    told = sum(writers + (one.imitate and sleep.alpha < 1) for one in sleep.teachers)
-    sets = blocks * told + merges * writers  # merging has one teacher, who is not imitated
-    sampled = sets * sleep.rows * sleep.inner * sleep.length
-    return {
-        "wake": config.days * config.day.steps * config.day.batch * config.day.length,
-        "sampled": sampled,
-        "seeded": sampled * sleep.epochs,
-    }
-
-
 def default_levels(steps: int, slots: int) -> list[LevelConfig]:
     """The two levels of the bench: a grafted fast one, and the block's MLP with experts."""
     return [
@@ -312,6 +248,12 @@ def default_levels(steps: int, slots: int) -> list[LevelConfig]:
             clip=1.0,
         ),
         LevelConfig(
-            name="slow", kind="replace", width=384, slots=slots, rank=16, top_k=min(slots, 8)
+            name="slow",
+            kind="replace",
+            width=384,
+            slots=slots,
+            rank=32,
+            top_k=min(slots, 8),
+            activation="silu",
         ),
     ]

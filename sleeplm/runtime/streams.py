@@ -1,4 +1,4 @@
-"""The wake stream of a life: one grain iterator a day, and where it stands."""
+"""The wake stream of a life, or of many side by side: a grain iterator a day, and its place."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ class DayStreams:
         batches = [next(self._iterator) for _ in range(count)]
         return {name: np.stack([b[name] for b in batches]) for name in ("tokens", "segments")}
 
+    def peek(self, day: int) -> dict[str, np.ndarray]:
+        """The batch that :meth:`take` would give next: {"tokens", "segments"} int32 [B, L]."""
+        if day != self._day:
+            self._open(day)
+        state = self._iterator.get_state()
+        batch = next(self._iterator)
+        self._iterator.set_state(state)
+        return {name: batch[name] for name in ("tokens", "segments")}
+
     def checkpointable(self) -> dict[str, Any]:
         """Where the stream stands, as JSON: the day and its grain iterator's state."""
         state = None if self._iterator is None else self._iterator.get_state()
@@ -53,3 +62,29 @@ class DayStreams:
         if saved["day"] >= 0:
             self._open(saved["day"])
             self._iterator.set_state(saved["iterator"])
+
+
+class StackedStreams:
+    """The streams of E learners that live side by side: every array has E in front."""
+
+    def __init__(self, streams: Sequence[DayStreams]):
+        self._streams = list(streams)
+
+    def take(self, day: int, count: int) -> dict[str, np.ndarray]:
+        """{"tokens", "segments"} int32 [E, count, B, L]."""
+        return _stacked([stream.take(day, count) for stream in self._streams])
+
+    def peek(self, day: int) -> dict[str, np.ndarray]:
+        """{"tokens", "segments"} int32 [E, B, L], without taking them."""
+        return _stacked([stream.peek(day) for stream in self._streams])
+
+    def checkpointable(self) -> dict[str, Any]:
+        return {"learners": [stream.checkpointable() for stream in self._streams]}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        for stream, state in zip(self._streams, saved["learners"], strict=True):
+            stream.restore(state)
+
+
+def _stacked(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -9,7 +9,7 @@ import pytest
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.tree import differing, nbytes
-from sleeplm.memory.anchors import TEACHERS, init_anchor, pool_of, teacher_variables
+from sleeplm.memory.anchors import POOL, TEACHERS, init_anchor, pool_of, teacher_variables
 from sleeplm.memory.levels import LevelConfig, get_level
 from sleeplm.memory.slots import open_slot
 from sleeplm.models.config import ModelConfig
@@ -29,10 +29,10 @@ def distinct(tree, value):
     return jax.tree.map(lambda x: jnp.full_like(x, value), tree)
 
 
-def learner(keep_pool=False):
+def learner(keep=()):
     """Variables whose anchor of ``fast`` has another number in every subtree."""
     params, slots = jax.jit(MODEL.init)(jax.random.key(0)), MODEL.init_slots()
-    anchor = init_anchor(params, slots, "fast", "mid", keep_pool)
+    anchor = init_anchor(params, slots, "fast", "mid", keep)
     anchor = dataclasses.replace(
         anchor,
         start=distinct(anchor.start, 1.0),
@@ -41,7 +41,7 @@ def learner(keep_pool=False):
         dawn_slots=open_slot(anchor.dawn_slots, 0, 4),
         dusk_slots=open_slot(anchor.dusk_slots, 1, 5),
         receiver_slots=open_slot(anchor.receiver_slots, 2, 6),
-        receiver_pool=distinct(anchor.receiver_pool, 7.0),
+        receiver=distinct(anchor.receiver, 7.0),
     )
     slots = {name: open_slot(table, 0, 8) for name, table in slots.items()}
     return {"params": params, "slots": slots, "anchors": {"fast": anchor}, "cues": object()}
@@ -53,12 +53,12 @@ def teach(variables, state):
 
 def test_a_newborn_anchor_is_the_present_in_buffers_of_its_own():
     params, slots = jax.jit(MODEL.init)(jax.random.key(0)), MODEL.init_slots()
-    anchor = init_anchor(params, slots, "fast", "mid", keep_pool=True)
+    anchor = init_anchor(params, slots, "fast", "mid", keep=POOL)
     for then in (anchor.start, anchor.dawn, anchor.dusk):
         assert differing(then, get_level(params, "fast")) == []
     assert differing(anchor.dusk_slots, slots["fast"]) == []
     assert differing(anchor.receiver_slots, slots["mid"]) == []
-    assert differing(anchor.receiver_pool, pool_of(params, "mid")) == []
+    assert differing(anchor.receiver, pool_of(params, "mid")) == []
     live = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, slots)) if x.size}
     held = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(anchor) if x.size]
     assert live.isdisjoint(held)  # so that a donated state frees no anchor
@@ -105,11 +105,11 @@ def test_each_state_is_the_sender_of_its_time():
 
 @pytest.mark.parametrize("state", TEACHERS)
 def test_a_kept_pool_of_the_receiver_comes_back_with_its_base_shared(state):
-    variables = learner(keep_pool=True)
+    variables = learner(keep=POOL)
     level = get_level(teach(variables, state)["params"], "mid")
     anchor = variables["anchors"]["fast"]
-    assert level["experts"] is anchor.receiver_pool["experts"]
-    assert level["router"] is anchor.receiver_pool["router"]
+    assert level["experts"] is anchor.receiver["experts"]
+    assert level["router"] is anchor.receiver["router"]
     assert level["base"] is get_level(variables["params"], "mid")["base"]
 
 

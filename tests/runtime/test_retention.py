@@ -1,4 +1,4 @@
-"""The retention job: its material, its exam, its report."""
+"""The retention job: its exam, its report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleeplm.core.errors import ConfigError
-from sleeplm.data.facts import exam, statements, subjects
-from sleeplm.data.text import BOS, EOS, train_bpe
+from sleeplm.data.text import BOS, EOS
 from sleeplm.models.decode import generate
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.runtime import cli, exams
 from sleeplm.runtime.config import load_config
-from sleeplm.runtime.material import paper_of, prepare, world_of
+from sleeplm.runtime.material import paper_of, prepare
 from sleeplm.runtime.metrics import read_metrics
-from sleeplm.runtime.retention import arm_model, cues_of
+from sleeplm.runtime.retention import arm_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "experiments" / "retention.py")
@@ -35,93 +33,6 @@ def life(**overrides):
 
 def experiment(*overrides):
     return load_config(EXPERIMENT, [f"--config.{o}" for o in overrides])
-
-
-@pytest.fixture(scope="module", params=["atlas", "biographies"])
-def lesson(request):
-    """A configuration of either world, and its material."""
-    config = experiment(f"world={request.param}", "days=3", "facts_per_day=20")
-    return config, prepare(config)
-
-
-def texts(material, rows) -> list[str]:
-    return material.tokenizer.decode_batch(rows)
-
-
-# --- material ------------------------------------------------------------------------------------
-
-
-def test_pretraining_tells_of_no_subject_of_a_day(lesson):
-    _, material = lesson
-    told = texts(material, material.pretrain)
-    for facts in material.world.days:
-        for subject in subjects(facts):
-            assert not any(text.startswith(f"{subject} ") for text in told)
-    named = set(subjects(material.world.pretrain))
-    assert named.isdisjoint(s for facts in material.world.days for s in subjects(facts))
-
-
-def test_no_text_that_is_read_has_a_held_out_wording(lesson):
-    _, material = lesson
-    world = material.world
-    read = {text for rows in (material.pretrain, *material.days) for text in texts(material, rows)}
-    for facts in (world.pretrain, *world.days):
-        held_out = statements(world, facts, held_out=True) + exam(world, facts, per_fact=2)
-        assert held_out
-        assert read.isdisjoint(document.text for document in held_out)
-        asked = {document.prompt for document in held_out if document.prompt}
-        assert not any(text.startswith(tuple(asked)) for text in read)
-
-
-def test_days_are_read_in_every_training_wording_and_pretraining_in_some(lesson):
-    config, material = lesson
-    world = material.world
-    for facts, rows in zip(world.days, material.days, strict=True):
-        wordings = sum(len(world.relations[fact.relation].training) for fact in facts)
-        assert len(rows) == wordings
-    most = (config.statements + config.questions) * len(world.pretrain)
-    assert len(world.pretrain) < len(material.pretrain) <= most
-    assert all(row[0] == BOS and row[-1] == EOS for row in material.pretrain)
-
-
-def test_the_tokenizer_is_trained_on_pretraining_texts_only(lesson):
-    config, material = lesson
-    again = train_bpe(texts(material, material.pretrain), config.model.vocab_size)
-    assert again.to_json() == material.tokenizer.to_json()
-    assert material.tokenizer.vocab_size <= config.model.vocab_size
-
-
-def test_the_same_seed_gives_the_same_world_and_texts_and_another_seed_others(lesson):
-    config, material = lesson
-    again = prepare(config)
-    assert again.world.digest() == material.world.digest()
-    assert (again.pretrain, again.days) == (material.pretrain, material.days)
-    other = dataclasses.replace(config, world_seed=1)
-    assert world_of(other).digest() != material.world.digest()
-
-
-def test_cues_are_subjects_and_never_values(lesson):
-    config, material = lesson
-    facts = material.world.days[0]
-    names = subjects(facts)
-    cues = cues_of(config, material.tokenizer, facts, len(names) + 2)
-    assert cues["tokens"].shape == (len(names) + 2, config.sleep.cue_tokens)
-    assert cues["length"].tolist()[-2:] == [0, 0]
-    for name, tokens, length in zip(names, cues["tokens"], cues["length"], strict=False):
-        assert tokens[0] == BOS
-        text = material.tokenizer.decode(tokens[:length])
-        assert name.startswith(text.rstrip("\ufffd")) and text
-
-
-def test_texts_longer_than_a_row_are_refused_before_anything_is_trained():
-    for setting in ("day.length", "pretrain.length"):
-        config = experiment("world=biographies", f"{setting}=12")
-        with pytest.raises(ConfigError, match=rf"{setting} = 12: the longest text has \d+ tokens"):
-            prepare(config)
-    config = life()
-    config.model.max_len = 12
-    with pytest.raises(ConfigError, match=r"model\.max_len = 12"):
-        paper_of(config, prepare(config))
 
 
 def test_wake_only_is_the_same_model_without_nights():
@@ -167,7 +78,7 @@ def test_an_answer_is_right_if_the_greedy_continuation_is_the_answer_and_stops(e
     config, material, model, params = examined
     tokenizer = material.tokenizer
     variables = {"params": params, "slots": model.init_slots()}
-    asked = exam(material.world, [*material.world.pretrain[:3], *material.world.days[0][:2]])
+    asked = [*material.curriculum.known[:3], *material.curriculum.exams[0][:2]]
     # Expect of some questions what the model says, of others what is true.
     said = []
     for document in asked:
@@ -227,9 +138,9 @@ def test_grading_is_by_question_whatever_the_size_of_a_block(examined, monkeypat
 
 def test_exam_rows_hold_prompt_and_answer_of_their_document(examined):
     config, material, _, _ = examined
-    world, tokenizer = material.world, material.tokenizer
+    tokenizer = material.tokenizer
     paper = paper_of(config, material)
-    documents = [d for facts in world.days for d in exam(world, facts)]
+    documents = [document for part in material.curriculum.exams for document in part]
     for row, document in enumerate(documents):
         prompt = paper.prompts[row, : paper.lengths[row]]
         assert tokenizer.decode(prompt) == document.prompt

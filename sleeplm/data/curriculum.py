@@ -1,0 +1,205 @@
+"""What a life is about, whatever it comes from: texts before it, its days, and its exams.
+
+Worlds of facts, files of your own and labelled data sets all become one :class:`Curriculum`; a
+run sees nothing else. Documents of ``pretrain`` and ``days`` are read; those of ``exams`` and
+``known`` are only ever asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from sleeplm.core.checks import require
+from sleeplm.core.errors import ConfigError
+from sleeplm.data.facts import Document, Fact, World, exam, subjects
+from sleeplm.data.facts import questions as questions_of
+from sleeplm.data.facts import statements as statements_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Days of texts, and the questions about them.
+
+    Attributes:
+      name: for people.
+      pretrain: texts read before the first day.
+      days: training texts of each day.
+      exams: questions about each day, none of which is read: held-out wordings, or test rows.
+      known: questions about what ``pretrain`` told; at least one.
+      cues: per day, short texts that memory may be asked from: beginnings of the day's training
+        texts (subjects of facts, first words of texts), never an answer.
+      known_cues: the same of ``pretrain``.
+      choices: relation -> its different values: ``log2(len(choices[r]))`` bits answer a question
+        about ``r``.
+    """
+
+    name: str
+    pretrain: tuple[Document, ...]
+    days: tuple[tuple[Document, ...], ...]
+    exams: tuple[tuple[Document, ...], ...]
+    known: tuple[Document, ...]
+    cues: tuple[tuple[str, ...], ...]
+    known_cues: tuple[str, ...]
+    choices: Mapping[str, tuple[str, ...]]
+
+
+def digest(curriculum: Curriculum) -> str:
+    """sha256 (hex) of the whole content; equal curricula have equal digests."""
+
+    def plain(documents: Iterable[Document]) -> list:
+        return [(d.text, d.prompt, d.answer, *dataclasses.astuple(d.fact)) for d in documents]
+
+    content = {
+        "name": curriculum.name,
+        "pretrain": plain(curriculum.pretrain),
+        "days": [plain(day) for day in curriculum.days],
+        "exams": [plain(part) for part in curriculum.exams],
+        "known": plain(curriculum.known),
+        "cues": [curriculum.cues, curriculum.known_cues],
+        "choices": dict(curriculum.choices),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_world(
+    world: World,
+    *,
+    statements: int,
+    questions: int,
+    exam_pretrain: int,
+    rng: np.random.Generator,
+    exam_per_day: int = 0,
+) -> Curriculum:
+    """The curriculum of a world of facts.
+
+    Days are told in every training wording; pretraining tells each of its facts in
+    ``statements`` and ``questions`` of them, drawn per fact.
+
+    Args:
+      exam_pretrain: pretraining facts that every exam asks, spread evenly.
+      exam_per_day: facts of each day that every exam asks, spread evenly; 0 asks them all.
+    """
+    known = spread(world.pretrain, exam_pretrain)
+    asked = [spread(facts, exam_per_day) if exam_per_day else facts for facts in world.days]
+    curriculum = Curriculum(
+        name=world.name,
+        pretrain=tuple(told(world, world.pretrain, statements, questions, rng)),
+        days=tuple(
+            tuple(statements_of(world, facts) + questions_of(world, facts)) for facts in world.days
+        ),
+        exams=tuple(tuple(exam(world, facts)) for facts in asked),
+        known=tuple(exam(world, known)),
+        cues=tuple(subjects(facts) for facts in world.days),
+        known_cues=subjects(world.pretrain),
+        choices=choices_of(world.facts),
+    )
+    check_curriculum(curriculum)
+    for document in repeated(curriculum):
+        remedy = "a training text asks the same: word exams in a way that no text is worded"
+        raise ConfigError("exam", document.prompt, remedy)
+    return curriculum
+
+
+def told(
+    world: World, facts: Sequence[Fact], statements: int, questions: int, rng: np.random.Generator
+) -> list[Document]:
+    """``facts`` in ``statements`` and ``questions`` training wordings each, drawn per fact."""
+    texts = _some(statements_of(world, facts), statements, rng)
+    return texts + _some(questions_of(world, facts), questions, rng)
+
+
+def _some(documents: list[Document], count: int, rng: np.random.Generator) -> list[Document]:
+    """``count`` of the wordings of every fact (documents come fact by fact)."""
+    by_fact: dict[Fact, list[Document]] = {}
+    for document in documents:
+        by_fact.setdefault(document.fact, []).append(document)
+    out = []
+    for group in by_fact.values():
+        chosen = rng.permutation(len(group))[: min(count, len(group))]
+        out += [group[i] for i in chosen]
+    return out
+
+
+def choices_of(facts: Iterable[Fact]) -> dict[str, tuple[str, ...]]:
+    """Relation -> its different values, in alphabetical order."""
+    values: dict[str, set[str]] = {}
+    for fact in facts:
+        values.setdefault(fact.relation, set()).add(fact.value)
+    return {relation: tuple(sorted(found)) for relation, found in sorted(values.items())}
+
+
+def facts_of(documents: Iterable[Document]) -> tuple[Fact, ...]:
+    """The facts that documents are about, each once, in order of first appearance."""
+    return tuple(dict.fromkeys(document.fact for document in documents))
+
+
+def spread(items: Sequence, wanted: int) -> list:
+    """At most ``wanted`` items, spread evenly over the sequence."""
+    count = len(items)
+    where = np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+    return [items[i] for i in np.unique(where)]
+
+
+def repeated(curriculum: Curriculum) -> list[Document]:
+    """Exam questions that some training text asks in the very same words.
+
+    Real test sets can hold such rows; worlds of facts do not.
+    """
+    read = [document for part in (curriculum.pretrain, *curriculum.days) for document in part]
+    prompts = {document.prompt for document in read if document.prompt}
+    texts = {document.text for document in read}
+    asked = [question for part in (*curriculum.exams, curriculum.known) for question in part]
+    return [q for q in asked if q.prompt in prompts or q.text in texts]
+
+
+def check_curriculum(curriculum: Curriculum) -> None:
+    """Checks a curriculum, your own too.
+
+    Raises:
+      ConfigError: no days, parts that do not belong together, an empty part, a text that is not
+        ``prompt + " " + answer``, an answer that is not among the choices, or an unusable cue.
+    """
+    count = len(curriculum.days)
+    require(count > 0, "curriculum.days", count, "needs at least one day")
+    for name in ("exams", "cues"):
+        found = len(getattr(curriculum, name))
+        require(found == count, f"curriculum.{name}", found, f"needs one for each of {count} days")
+    parts: dict[str, tuple] = {"pretrain": curriculum.pretrain, "known": curriculum.known}
+    for name in ("days", "exams", "cues"):
+        parts |= {f"{name}[{i}]": part for i, part in enumerate(getattr(curriculum, name))}
+    for name, part in parts.items():
+        require(len(part) > 0, f"curriculum.{name}", len(part), "must not be empty")
+        if not name.startswith("cues"):
+            _check_texts(f"curriculum.{name}", part)
+    for cues in (*curriculum.cues, curriculum.known_cues):
+        for cue in cues:
+            good = bool(cue) and cue == cue.strip()
+            require(good, "curriculum.cues", cue, "use text without outer spaces")
+    for question in (*curriculum.known, *(q for part in curriculum.exams for q in part)):
+        _check_question(curriculum, question)
+
+
+def _check_texts(field: str, documents: Iterable[Document]) -> None:
+    for document in documents:
+        if not document.text or document.text != document.text.strip():
+            raise ConfigError(field, document.text, "use texts without outer spaces")
+        if document.prompt and document.text != f"{document.prompt} {document.answer}":
+            remedy = "the text of a question is its prompt, a space and its answer"
+            raise ConfigError(field, document.text, remedy)
+
+
+def _check_question(curriculum: Curriculum, question: Document) -> None:
+    if not question.prompt or not question.answer:
+        remedy = "an exam's documents need a prompt and an answer"
+        raise ConfigError("curriculum.exams", question.text, remedy)
+    relation = question.fact.relation
+    choices = curriculum.choices.get(relation, ())
+    if question.answer not in choices or len(set(choices)) != len(choices):
+        remedy = f"must be named once in the curriculum's choices of {relation!r}"
+        raise ConfigError("curriculum.choices", question.answer, remedy)

@@ -1,0 +1,72 @@
+"""LoRA beside a frozen backbone: what people do today, as a control (arXiv:2106.09685).
+
+``params["adapters"]`` mirrors ``params["blocks"]`` down to every matrix [N, in, out], which has
+{"a" [N, in, R], "b" [N, R, out]} there. The model never sees them: :func:`merged` adds their
+products to the matrices before it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.core.types import Array, Objective, Params, PyTree, Variables
+
+ADAPTERS = "adapters"
+
+
+def with_adapters(params: Params, rank: int, key: Array) -> Params:
+    """``params`` with an adapter of rank R on every matrix of the blocks: A random, B zero."""
+
+    def at_kernels(node: PyTree, key: Array) -> PyTree:
+        if not isinstance(node, dict):
+            return None
+        found = {}
+        for i, (name, child) in enumerate(sorted(node.items())):
+            mine = jax.random.fold_in(key, i)
+            if name == "kernel":
+                found[name] = _adapter(child, rank, mine)
+            elif below := at_kernels(child, mine):
+                found[name] = below
+        return found
+
+    return {**params, ADAPTERS: at_kernels(params["blocks"], key)}
+
+
+def _adapter(kernel: Array, rank: int, key: Array) -> dict[str, Array]:
+    layers, fan_in, fan_out = kernel.shape
+    a = jax.random.normal(key, (layers, fan_in, rank), jnp.float32) * fan_in**-0.5
+    return {
+        "a": a.astype(kernel.dtype),
+        "b": jnp.zeros((layers, rank, fan_out), kernel.dtype),
+    }
+
+
+def merged(variables: Variables) -> Variables:
+    """Variables whose matrices have their adapters added, W + A B; without any, as they are."""
+    params = variables["params"]
+    if ADAPTERS not in params:
+        return variables
+
+    def add(node: PyTree, adapters: Any) -> PyTree:
+        if adapters is None:
+            return node
+        if set(adapters) == {"a", "b"}:
+            return node + jnp.einsum("nir,nro->nio", adapters["a"], adapters["b"])
+        return {name: add(child, adapters.get(name)) for name, child in node.items()}
+
+    rest = {name: leaf for name, leaf in params.items() if name != ADAPTERS}
+    return {**variables, "params": {**rest, "blocks": add(params["blocks"], params[ADAPTERS])}}
+
+
+def adapted(objective: Objective) -> Objective:
+    """The objective on the merged variables, so that gradients reach the adapters."""
+    return lambda variables, memory: objective(merged(variables), memory)
+
+
+def in_adapters() -> Callable[[tuple], bool]:
+    """Predicate on key paths: the adapters."""
+    return lambda path: getattr(path[0], "key", None) == ADAPTERS
