@@ -9,10 +9,11 @@ day, in wordings it has never seen. Arms: ``sleep`` and ``wake_only`` (same days
 Cost and the figures to expect are in README.md.
 """
 
+from sleeplm.bench.retention import DayConfig, RetentionConfig, default_levels
 from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
-from sleeplm.runtime.retention import DayConfig, RetentionConfig, default_levels
 
 
 def get_config() -> RetentionConfig:
@@ -33,25 +34,29 @@ def get_config() -> RetentionConfig:
         ),
         pretrain=PretrainConfig(steps=1200, batch=16, length=64, chunk=20),
         day=day,
-        # Two teachers: tonight's self tells of today, this morning's self of all before. Some of
-        # their texts start without a cue: a wording that does not begin with its subject is
-        # only ever told so.
+        # Two teachers: tonight's self tells of today, this morning's self of all before. Each tells
+        # from cues alone, and from cues behind beginnings of wordings of its own (framed), so that
+        # wordings that name their subject late are told of old days too.
         sleep=SleepConfig(
             teachers=[
                 TeacherConfig("dusk", "today", weight=1.0, uncued=0.4),
-                TeacherConfig("dawn", "past", weight=2.0, imitate=False, uncued=0.3),
+                TeacherConfig("dusk", "today", weight=1.0, imitate=False, framed=True),
+                TeacherConfig("dawn", "past", weight=3.0, imitate=False, uncued=0.4, balance=0.5),
+                TeacherConfig("dawn", "past", weight=3.0, imitate=False, framed=True, balance=0.5),
             ],
-            updates=216,
-            rows=16,
+            updates=432,
+            rows=8,
             inner=24,
             epochs=1,
             # On-policy rollouts and imitation cost as much as they take from teacher samples
-            # here, and at equal cost recalled less: see README.md.
+            # here, and at equal cost recalled less: see docs/results.md.
             lam=0.0,
             alpha=1.0,
             learning_rate=2e-2,
-            length=24,
+            length=32,
+            pack=36,
             cue_tokens=8,
-            reservoir=256,
+            reservoir=512,
         ),
+        schedule=ScheduleConfig(when="day_end"),
     )

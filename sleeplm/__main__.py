@@ -2,6 +2,6 @@
 
 import sys
 
-from sleeplm.runtime.cli import main
+from sleeplm.cli import main
 
 sys.exit(main())

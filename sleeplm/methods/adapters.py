@@ -54,7 +54,7 @@ def merged(variables: Variables) -> Variables:
     def add(node: PyTree, adapters: Any) -> PyTree:
         if adapters is None:
             return node
-        if set(adapters) == {"a", "b"}:
+        if not isinstance(node, dict):
             return node + jnp.einsum("nir,nro->nio", adapters["a"], adapters["b"])
         return {name: add(child, adapters.get(name)) for name, child in node.items()}
 

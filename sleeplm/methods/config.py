@@ -28,6 +28,8 @@ class TeacherConfig:
       imitate: whether its sequences are also used for learning to imitate (if alpha < 1).
       uncued: share of its sequences that start from the begin-of-text token alone: texts that
         do not begin with their cue are only ever told so.
+      framed: its cues stand behind beginnings of wordings of its own, so that it also tells what
+        names its subject late (see :mod:`sleeplm.methods.frames`).
       times: its sequences for every row of a minibatch.
       balance: of the days it tells of: 0, every day equally often; 1, every cue equally often.
     """
@@ -37,6 +39,7 @@ class TeacherConfig:
     weight: float = 1.0
     imitate: bool = True
     uncued: float = 0.0
+    framed: bool = False
     times: int = 1
     balance: float = 0.0
 
@@ -83,6 +86,8 @@ class SleepConfig:
         the learner writes itself, without any cue, before it sleeps.
       cue_tokens: C, longest cue (begin-of-text included). reservoir: M, cues kept.
       own_cues: texts that a learner writes an evening for cues of its own.
+      pack: positions of a row that two sequences share while they are learned from; 0: every
+        sequence has a row of its own. Not with imitation, whose rewards belong to rows.
       chunk: positions whose logits stand in memory at once.
     """
 
@@ -120,6 +125,7 @@ class SleepConfig:
     own_cues: int = 64
     cue_tokens: int = 8
     reservoir: int = 256
+    pack: int = 0
     chunk: int = 128
 
     @property
@@ -150,6 +156,13 @@ class SleepConfig:
         for name in ("z0", "temperature", "weight_decay", "clip", "rollback", "top_k"):
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.integer(f"{field}.top_k", self.top_k)
+        checks.integer(f"{field}.pack", self.pack)
+        checks.require(
+            self.pack == 0 or (self.pack >= self.length and self.alpha == 1),
+            f"{field}.pack",
+            self.pack,
+            f"use 0, or at least length ({self.length}) without imitation (alpha = 1)",
+        )
         if self.alpha < 1:
             # The score function divides by the temperature that the continuations were drawn at.
             checks.positive(f"{field}.temperature", self.temperature)

@@ -20,6 +20,8 @@ from sleeplm.core.losses import chunked_token_logp, leave_one_out
 from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
 from sleeplm.memory.anchors import teacher_variables
 from sleeplm.memory.cues import BEFORE, Cues, draw, remember
+from sleeplm.methods.frames import framed as put_frames
+from sleeplm.methods.frames import write_frames
 from sleeplm.methods.rewards import Judge, imitation_reward, levenshtein, surface_reward
 from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model, next_token_weights
@@ -74,6 +76,7 @@ def teacher_samples(
     source_id: int,
     uncued: Array | float = 0.0,
     balance: Array | float = 0.0,
+    framed: bool = False,
     times: int = 1,
     weight: Array | float = 1.0,
     writer: str = "teacher",
@@ -91,7 +94,8 @@ def teacher_samples(
     Args:
       pair: (sender, receiver). teacher: a state of :data:`sleeplm.memory.anchors.TEACHERS`.
       source: which cues, see :data:`sleeplm.memory.cues.SOURCES`; uncued: share of rows without;
-        balance: of days, see :func:`sleeplm.memory.cues.draw`.
+        balance: of days, see :func:`sleeplm.memory.cues.draw`; framed: cues stand behind
+        beginnings of wordings of the teacher's own, see :mod:`sleeplm.methods.frames`.
       times: sequences for every row of the batch.
       weight: of every token of these rows in the loss.
       length: tokens of a remembered sequence at most, cue and stop token included (L).
@@ -104,6 +108,10 @@ def teacher_samples(
             variables["cues"], source, batch["today"], rows, cue_key, uncued, balance
         )
         mentor = teacher_variables(variables, *pair, teacher)
+        if framed:
+            frame_key, pick_key, cue_key = jax.random.split(cue_key, 3)
+            frames = write_frames(model, mentor, variables["cues"], frame_key, temperature)
+            prompts, lengths = put_frames(frames, prompts, lengths, rows, pick_key)
         samples = generate(
             model,
             mentor if writer == "teacher" else variables,

@@ -37,7 +37,8 @@ class Rest(NamedTuple):
     the same three for freeing a slot first, or None where pools are not merged.
 
     Attributes:
-      every: wake steps between two nights, or ``AT_DAYS_END``. blocks: how often ``seed`` is done in one.
+      every: wake steps between two nights, or ``AT_DAYS_END``.
+      blocks: how often ``seed`` is done in one night.
       expands: whether a night opens a slot of the receiver.
     """
 
@@ -84,7 +85,8 @@ def learner(
     """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5).
 
     Args:
-      awake: a wake phase of one's own, see :func:`~sleeplm.methods.wake.wake`.
+      awake: a wake phase of one's own, see :func:`~sleeplm.methods.wake.wake`. Nights leave what
+        it keeps between steps alone, also where they restore the sender.
       method: ``(sender, receiver) -> {"extract", "objective", "update"}``, any of them: pieces of
         one's own for the nights of that pair, see :func:`~sleeplm.methods.sleep.night`.
       chunk: positions whose logits stand in memory at once, awake.
@@ -92,6 +94,7 @@ def learner(
     """
     own = method or (lambda sender, receiver: {})
     levels = model.config.levels
+    usual = awake is None
     awake = awake or wake(model, chunk=chunk, axis_name=axis_name)
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
     nights = {s: night(model, config, s, r, axis_name=axis_name, **own(s, r)) for s, r in pairs}
@@ -128,14 +131,12 @@ def learner(
         begin, seed, end = _on_learner(parts, "night", sender)
         if i == 0:
             end = _counting_nights(end)
-        if config.becomes == "start":
+        if config.becomes == "start" and usual:
             end = _waking_empty(end, model, sender)
         merge = _on_learner(merges[sender], "merge", sender) if merging else None
         every = model.config.level(sender).night
         expands = config.into == "expert"
-        rests.append(
-            Rest(sender, receiver, every, begin, seed, end, merge, config.blocks, expands)
-        )
+        rests.append(Rest(sender, receiver, every, begin, seed, end, merge, config.blocks, expands))
     return Learner(
         init, scope(awake.step, "wake"), tuple(rests), remember_cues, own_cues(model, config)
     )

@@ -82,9 +82,13 @@ def seeding(
 
 
 def diversity(memory: Memory) -> Metrics:
-    """Share of rows that are not repeats of another row of their extraction."""
-    used = (memory.weights.sum(1) > 0).astype(jnp.float32)
-    return {"unique": (used.sum(), jnp.float32(used.shape[0]))}
+    """Share of sequences that are not repeats of another one of their extraction."""
+    used, there = jnp.float32(0.0), jnp.float32(0.0)
+    for segment in (1, 2):  # rows may be packed in pairs
+        mine = memory.segments == segment
+        there = there + mine.any(1).sum()
+        used = used + ((memory.weights * mine).sum(1) > 0).sum()
+    return {"unique": (used, there)}
 
 
 def weighted_sum(*terms: tuple[Array | float, Objective]) -> Objective:

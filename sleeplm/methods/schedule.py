@@ -100,7 +100,11 @@ def look(model: Model, config: ScheduleConfig, sender: str, chunk: int = 128) ->
             "slept": slept + asleep.astype(jnp.int32),
         }
         one = jnp.ones(())
-        metrics = {"surprise": (surprise, one), "fill": (filled, one), "sleeps": (asleep * 1.0, one)}
+        metrics = {
+            "surprise": (surprise, one),
+            "fill": (filled, one),
+            "sleeps": (asleep * 1.0, one),
+        }
         counters = {**state.counters, "asleep": asleep.astype(jnp.int32)}
         return state.replace(private=private, counters=counters), metrics
 

@@ -39,6 +39,7 @@ from sleeplm.memory.slots import (
 from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.extract import imitation, mix, teacher_samples
 from sleeplm.methods.objectives import seeding
+from sleeplm.methods.packing import packed
 from sleeplm.methods.rewards import Judge, cosine_judge, exact_match_judge, mean_pool
 from sleeplm.methods.update import only_slot, optimizer
 from sleeplm.models.transformer import Model
@@ -214,6 +215,7 @@ def teachings(
                     **told,
                     writer=writer,
                     weight=share * teacher.weight,
+                    framed=teacher.framed,
                     times=teacher.times,
                     **common,
                 )
@@ -233,7 +235,7 @@ def teachings(
                     weight=teacher.weight,
                 )
             )
-    return mix(*parts)
+    return packed(mix(*parts), config.pack) if config.pack else mix(*parts)
 
 
 def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:

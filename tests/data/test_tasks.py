@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from sleeplm.bench.worlds import TASK_DAYS
 from sleeplm.core.errors import ConfigError
 from sleeplm.data import tasks
 from sleeplm.data.intents import BANKING77, CLINC150_DOMAINS
-from sleeplm.runtime.worlds import TASK_DAYS
 
 #: Where the data sets' files are, if this machine has them; they are no part of the project.
 DATA = Path(os.environ.get("SLEEPLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

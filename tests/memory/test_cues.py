@@ -157,3 +157,41 @@ def test_drawing_and_remembering_compile_once_for_all_days():
         assert tokens.shape == (4, WIDTH)
         assert length.shape == (4,)
     assert len(traces) == 1
+
+
+# --- balance between days ------------------------------------------------------------------------
+
+
+balanced = jax.jit(draw, static_argnames="source")
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("first", [0, 12_345])
+def test_a_day_of_n_cues_is_drawn_in_proportion_to_n_to_the_balance(balance, first):
+    counts = {0: 2, 1: 3, 2: 7}
+    cues = reservoir(counts)
+    rows = first + jnp.arange(600)
+    tokens, _ = balanced(cues, "all", jnp.int32(2), rows, jax.random.key(3), 0.0, balance)
+    ids, times = np.unique(np.asarray(tokens)[:, 1], return_counts=True)
+    assert len(ids) == 2 + 3 + 7
+    whole = sum(n**balance for n in counts.values())
+    for i, got in zip(ids.tolist(), times.tolist(), strict=True):
+        n = counts[i // 100 - 2]
+        assert abs(got - 600 * n**balance / whole / n) <= 4
+
+
+def test_only_days_that_the_source_names_are_balanced():
+    cues = reservoir({0: 1, 1: 3, 2: 8})
+    rows = jnp.arange(400)
+    tokens, _ = balanced(cues, "past", jnp.int32(2), rows, jax.random.key(1), balance=1.0)
+    ids, times = np.unique(np.asarray(tokens)[:, 1], return_counts=True)
+    assert ids.tolist() == [200, 300, 301, 302]
+    assert np.abs(times - 100).max() <= 3
+
+
+def test_the_balance_may_be_traced_and_zero_is_the_default():
+    cues, rows = reservoir({0: 2, 1: 9}), jnp.arange(50)
+    run = jax.jit(lambda b: draw(cues, "all", jnp.int32(1), rows, jax.random.key(0), balance=b))
+    plain = draw(cues, "all", jnp.int32(1), rows, jax.random.key(0))
+    np.testing.assert_array_equal(run(0.0)[0], plain[0])
+    assert np.any(run(1.0)[0] != plain[0])

@@ -269,6 +269,22 @@ def test_opening_an_expert_does_not_recompile_generation(living):
     assert len(traces) == 1
 
 
+def test_kept_hidden_states_are_those_that_each_token_was_drawn_from(living):
+    m = model()
+    stop = int(write(m, living).tokens[1, C + 2])  # row 1 stops early: no states behind its end
+    samples = write(m, living, eos=stop, keep_hidden=True)
+    plain = write(m, living, eos=stop)
+    assert plain.hidden is None
+    np.testing.assert_array_equal(samples.tokens, plain.tokens)
+
+    assert samples.hidden.shape == (*samples.tokens.shape, CONFIG.d_model)
+    read = jax.jit(m.hidden)(living, samples.tokens, samples.segments)
+    before = np.pad(np.asarray(samples.written)[:, 1:], ((0, 0), (0, 1)))
+    assert before.sum() == int((samples.length - LENGTHS).sum())
+    np.testing.assert_allclose(samples.hidden[before], read[before], atol=2e-5, rtol=2e-5)
+    assert not np.any(np.asarray(samples.hidden)[~before])
+
+
 # --- one draw ---------------------------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ import jax
 import pytest
 from jax._src import compiler
 
+from sleeplm import cli
 from sleeplm.core.errors import ConfigError
-from sleeplm.runtime import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "experiments" / "retention.py")

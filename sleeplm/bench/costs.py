@@ -1,0 +1,126 @@
+"""What an arm cost: positions processed, and floating-point operations, by kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from sleeplm.bench import flops
+from sleeplm.core import tree
+from sleeplm.memory.levels import NEVER
+from sleeplm.methods.adapters import ADAPTERS, with_adapters
+from sleeplm.methods.config import SleepConfig
+from sleeplm.models.config import ModelConfig
+
+
+def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, int]:
+    """Positions that one learner processed, padding included.
+
+    ``read`` awake; ``sampled`` written by teachers and students, ``seeded`` learned from at night;
+    ``replayed`` raw text learned from again.
+    """
+    day = bench.config.day
+    out = {"read": sum(bench.steps) * day.batch * day.length if arm.trains != "nothing" else 0}
+    nights = _blocks(records, "seed", e)
+    merges = _blocks(records, "merge", e)
+    sleep = arm.sleep
+    if arm.archive == "texts":
+        rows = sum(one.times for one in sleep.teachers) * sleep.rows * sleep.inner
+        return {**out, "replayed": nights * rows * sleep.epochs * sleep.length}
+    if not arm.follows_schedule:
+        return out
+    sets = sum(rows_of(sleep)) * nights + merges * (1 if sleep.lam in (0, 1) else 2)
+    sampled = sets * sleep.rows * sleep.inner * sleep.length
+    return {**out, "sampled": sampled, "seeded": sampled * sleep.epochs}
+
+
+def rows_of(sleep: SleepConfig) -> list[int]:
+    """Rows that each teacher's data sets have for every row of a minibatch."""
+    writers = (sleep.lam < 1) + (sleep.lam > 0)
+    return [writers * one.times + bool(one.imitate and sleep.alpha < 1) for one in sleep.teachers]
+
+
+def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, float]:
+    """Floating-point operations of one learner, by kind (see :mod:`sleeplm.bench.flops`)."""
+    config, model, sleep = bench.config, arm.model.config, arm.sleep
+    day = config.day
+    out = {}
+    if arm.trains != "nothing":
+        read = sum(bench.steps) * day.batch * day.length
+        trainable = {"bases": "bases", "everything": "all", "adapters": "adapters"}[arm.trains]
+        rank = config.baselines.lora_rank if arm.trains == "adapters" else 0
+        positions = day.batch * day.length if rank else 0
+        out["wake"] = read * flops.train(
+            model, day.length, trainable, rank=rank, positions=positions
+        )
+    nights, merges = _blocks(records, "seed", e), _blocks(records, "merge", e)
+    if arm.archive == "texts":
+        out["replay"] = nights * sleep.inner * sleep.epochs * replay_step(model, sleep)
+    elif arm.archive == "today":
+        positions = nights * sleep.inner * sleep.rows * sleep.length
+        out["fisher"] = positions * flops.train(model, sleep.length, "all")
+    elif arm.archive == "labelled":
+        texts = np.mean([len(d) for m in bench.materials for d in m.days]) * len(bench.steps)
+        out["features"] = texts * day.length * flops.forward(model, day.length)
+    elif nights:
+        whole = flops.night(model, sleep)
+        share = nights / max(sleep.blocks, 1)
+        out |= {kind: share * amount for kind, amount in whole.items()}
+        if merges:
+            out["merged"] = merges / max(sleep.blocks, 1) * sum(flops.merge(model, sleep).values())
+    return out
+
+
+def replay_step(model: ModelConfig, sleep: SleepConfig) -> float:
+    """FLOPs of one update on raw text, with the rows and lengths of the night."""
+    rows = sum(one.times for one in sleep.teachers) * sleep.rows
+    rows, width = (-(-rows // 2), sleep.pack) if sleep.pack else (rows, sleep.length)
+    return rows * width * flops.train(model, width, "expert")
+
+
+def replay_updates(model: ModelConfig, sleep: SleepConfig) -> float:
+    """Updates on raw text that cost as much as a night of ``sleep``."""
+    return sum(flops.night(model, sleep).values()) / replay_step(model, sleep)
+
+
+def moved_parameters(bench: Any, arm: Any, nights: int) -> int:
+    """Parameters that may hold what one learner learned by the end of its life."""
+    model = arm.model.config
+    if arm.trains == "everything":
+        return tree.size(bench.params) // bench.config.seeds
+    if arm.trains == "adapters":
+        return adapter_parameters(bench, bench.config.baselines.lora_rank)
+    if arm.trains == "nothing":
+        return 0
+    moving = [level for level in model.levels if level.period != NEVER]
+    base = sum(model.n_layers * 3 * model.d_model * level.width for level in moving)
+    if not arm.follows_schedule:
+        return base
+    receiver = model.level(arm.learner.rests[0].receiver)
+    one = model.n_layers * (2 * model.d_model * receiver.rank + model.d_model + 1)
+    if arm.sleep.into == "base":
+        return model.n_layers * 3 * model.d_model * receiver.width
+    if not arm.sleep.updates:
+        return base
+    used = receiver.slots if arm.sleep.into == "pool" else min(nights, receiver.slots)
+    # What the fast level held was cleared, unless it keeps the day.
+    return one * used + (base if arm.sleep.becomes == "dusk" else 0)
+
+
+def adapter_parameters(bench: Any, rank: int) -> int:
+    """Parameters of adapters of that rank on every matrix of the blocks."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bench.params)
+    grown = jax.eval_shape(lambda p, k: with_adapters(p, rank, k)[ADAPTERS], one, jax.random.key(0))
+    return tree.size(grown)
+
+
+def _blocks(records: list[dict], event: str, e: int) -> int:
+    """How many extractions of that kind one learner took part in.
+
+    A learner that slept on while others did not has no value in any of the record's metrics.
+    """
+    mine = [[v[e] for v in r.values() if isinstance(v, list)] for r in records
+            if r["event"] == event]  # fmt: skip
+    return sum(any(value is not None for value in values) for values in mine)

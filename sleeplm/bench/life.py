@@ -1,0 +1,197 @@
+"""The agenda of one arm: days of wake steps, nights where they are due, exams, for E learners."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleeplm.bench.nights import Nights, side_by_side, with_counters
+from sleeplm.bench.streams import StackedStreams
+from sleeplm.core.phase import Phase, repeat
+from sleeplm.core.types import Array, Metrics, PyTree, State
+from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.learner import AT_DAYS_END, Learner
+from sleeplm.methods.sleep import Step
+from sleeplm.runtime.lifecycle import Moment
+
+BEFORE = -1  # the day of what was known before the first
+
+
+@dataclasses.dataclass
+class Life:
+    """What an agenda is made of. Arrays have the E learners in front.
+
+    Attributes:
+      learner: its pure functions. sleep: settings of the night.
+      streams: the days' batches. steps: wake steps of each day. chunk: of them per compiled call.
+      cues: per day {"tokens" [E, n, C], "length" [E, n]}; before: those known before the first
+        day. Not used by learners that write their own.
+      examine: ``(state of one learner, paper) -> {name: array}``.
+      paper: ``day -> pytree`` of the exam after that day.
+      archive: {"archive": raw texts} for nights that replay them, or {}.
+      day_end: nights follow days, however long these were, instead of the clock.
+      look: step that sets ``counters["asleep"]`` before the next batch is absorbed
+        (:func:`sleeplm.methods.schedule.look`), or None to sleep by the clock.
+      probe: the same as ``examine``, asked once at the end of life, or None.
+    """
+
+    learner: Learner
+    sleep: SleepConfig
+    streams: StackedStreams
+    steps: Sequence[int]
+    chunk: int
+    cues: Sequence[dict[str, np.ndarray]]
+    before: dict[str, np.ndarray]
+    examine: Callable[[State, PyTree], dict[str, Array]]
+    paper: Callable[[int], PyTree]
+    archive: PyTree = dataclasses.field(default_factory=dict)
+    day_end: bool = False
+    look: Step | None = None
+    probe: Callable[[State, PyTree], dict[str, Array]] | None = None
+
+    @property
+    def days(self) -> int:
+        return len(self.steps)
+
+    def agenda(self) -> list[Moment]:
+        """Every moment of the life, in order; those that turn out to have nothing to do pass."""
+        wake = side_by_side(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step)
+        own = self.learner.write_cues if self.sleep.cues == "self" else None
+        certain = self.look is None
+        self._nights = [
+            Nights(rest, self.sleep, self.archive, own, certain) for rest in self.learner.rests
+        ]
+        self._send = side_by_side(_send_to_sleep)
+        if self.look is not None:
+            self._watch = side_by_side(self.look)
+        self._examine = jax.jit(jax.vmap(self.examine))
+        self._offer = side_by_side(_filed(self.learner.remember))
+        self._moments: list[Moment] = []
+        if self._nights:
+            self._cues_before()
+        step = 0
+        for day, steps in enumerate(self.steps):
+            if self._nights and own is None:
+                self._remember(self.cues[day], day, f"day {day + 1} cues")
+            for _ in range(steps // self.chunk):
+                if self.look is not None:
+                    self._maybe_sleep(day, last=False)
+                self._wake(wake, day, step)
+                step += self.chunk
+                if step == sum(self.steps[: day + 1]):
+                    self._exam(day, "dusk")
+                self._sleep_where_due(day, step)
+            if self.look is not None and day + 1 == self.days:
+                self._maybe_sleep(day, last=True)
+            if self._nights:
+                self._exam(day, "dawn")
+        if self.probe is not None:
+            self._last_questions(self.probe)
+        return self._moments
+
+    def _add(self, label: str, record: dict[str, Any], run: Callable, **more: Any) -> None:
+        self._moments.append(Moment(label, record, run, **more))
+
+    def _cues_before(self) -> None:
+        if self.sleep.cues == "self":
+            write = side_by_side(self.learner.write_cues)
+            number, shared = len(self._moments), {"today": np.int32(BEFORE)}
+            record = {"event": "own_cues", "day": BEFORE}
+            self._add("first cues", record, lambda s: write(s, {}, shared, number), cost=0)
+        else:
+            self._remember(self.before, BEFORE, "first cues")
+
+    def _remember(self, cues: dict, day: int, label: str) -> None:
+        number, shared = len(self._moments), {"day": np.int32(day)}
+
+        def run(state: State):
+            return self._offer(state, cues, shared, number)
+
+        self._add(label, {"event": "cues", "day": day}, run, cost=0)
+
+    def _wake(self, wake: Callable, day: int, step: int) -> None:
+        number, last = len(self._moments), step + self.chunk
+        first = sum(self.steps[:day])
+
+        def run(state: State):
+            return wake(state, self.streams.take(day, self.chunk), {}, number)
+
+        label = f"day {day + 1}/{self.days} awake {last - first}/{self.steps[day]}"
+        self._add(label, {"event": "wake", "day": day, "step": last}, run)
+
+    def _sleep_where_due(self, day: int, step: int) -> None:
+        """Nights after ``step`` wake steps, where nobody has to be asked."""
+        for night in self._nights if self.look is None else ():
+            if self._is_due(night, day, step):
+                number = len(self._moments)
+                self._add("falling asleep", {}, self._sending(number), cost=0)
+                label = f"night {day + 1}/{self.days}"
+                self._moments += night.moments(label, day, len(self._moments))
+
+    def _sending(self, number: int) -> Callable:
+        return lambda state: self._send(state, {}, {}, number)
+
+    def _is_due(self, night: Nights, day: int, step: int) -> bool:
+        every, ends = night.rest.every, step == sum(self.steps[: day + 1])
+        if every == AT_DAYS_END:
+            return ends
+        if self.day_end:
+            return ends and (day + 1) % (every // self._nights[0].rest.every) == 0
+        return step % every == 0
+
+    def _maybe_sleep(self, day: int, last: bool) -> None:
+        """A look at the next batch, and a night for those whom it sends to sleep."""
+        number, shared, watch = len(self._moments), {"last": np.bool_(last)}, self._watch
+
+        def run(state: State):
+            return watch(state, self.streams.peek(day), shared, number)
+
+        record = {"event": "look", "day": day, "last": last}
+        self._add(f"day {day + 1}/{self.days} looking", record, run, cost=0, show="surprise")
+        for night in self._nights:
+            label = f"night of day {day + 1}/{self.days}"
+            self._moments += night.moments(label, day, len(self._moments))
+
+    def _exam(self, day: int, when: str) -> None:
+        paper = self.paper(day)
+
+        def run(state: State):
+            found = self._examine(state, paper)
+            return state, {**found, **_counted(state)}
+
+        record = {"event": "exam", "when": when, "day": day}
+        self._add(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")
+
+    def _last_questions(self, ask: Callable) -> None:
+        paper, probe = self.paper(self.days - 1), jax.jit(jax.vmap(ask))
+        record = {"event": "probe"}
+        self._add("last questions", record, lambda s: (s, probe(s, paper)), cost=0)
+
+
+def _counted(state: State) -> dict[str, Array]:
+    """Copies: the state's own buffers are donated to the next step."""
+    return {name: jnp.copy(state.counters[name]) for name in ("nights", "rolled_back", "skipped")}
+
+
+def _filed(remember: Step) -> Step:
+    """Cues of today are filed under how many nights there were; those before the first under -1."""
+
+    def run(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        day = jnp.where(batch["day"] < 0, BEFORE, state.counters["today"])
+        return remember(state, {**batch, "today": day}, key)
+
+    return run
+
+
+def _send_to_sleep(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+    del batch, key
+    return with_counters(state, asleep=jnp.ones_like(state.counters["asleep"])), {}
+
+
+def _no_init(params: Any, key: Array) -> tuple:
+    return ()

@@ -1,0 +1,204 @@
+"""The lives of a run's learners, side by side: what they are born with, read, and are asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleeplm.bench.arms import Arm
+from sleeplm.bench.classes import class_answers, grade_by_class, labelled_of
+from sleeplm.bench.exams import Exam, divergence_from, grade, oracle, stack_exams, traffic
+from sleeplm.bench.life import Life
+from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
+from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.core.phase import scope
+from sleeplm.core.types import Array, Params, Phase, PyTree, State
+from sleeplm.methods.schedule import look
+from sleeplm.models.graft import graft
+from sleeplm.runtime.run import Run, Stage
+
+
+@dataclasses.dataclass
+class Bench:
+    """What all arms of a run share. Arrays have the E learners in front.
+
+    Attributes:
+      config: of the run (a :class:`~sleeplm.bench.retention.RetentionConfig`).
+      learners: the configuration of each learner alone. materials: what each reads.
+      paper: their exams. params: their backbones.
+      start: what :func:`~sleeplm.bench.exams.grade` finds before the first day.
+    """
+
+    config: Any
+    learners: list[Any]
+    materials: list[Material]
+    paper: Exam
+    params: Params
+    start: dict[str, np.ndarray]
+
+    @property
+    def keys(self) -> Array:
+        return jnp.stack([jax.random.key(one.seed) for one in self.learners])
+
+    @property
+    def steps(self) -> list[int]:
+        """Wake steps of each day, in proportion to how many texts it has."""
+        texts = np.array([[len(day) for day in m.days] for m in self.materials]).mean(0)
+        chunk = self.config.day.chunk
+        chunks = self.config.day.steps / chunk * texts / texts.mean()
+        return [chunk * max(round(float(n)), 1) for n in chunks]
+
+
+def learners_of(config: Any) -> list[Any]:
+    """The configuration of every learner alone: with a seed and a world of its own."""
+    return [
+        dataclasses.replace(config, seed=config.seed + e, world_seed=config.world_seed + e, seeds=1)
+        for e in range(config.seeds)
+    ]
+
+
+def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
+    """Lets the learners of one arm live, or what is left of their lives in the run."""
+    life = life_of(bench, arm)
+    run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
+
+
+def newborns(bench: Bench, arm: Arm) -> State:
+    """The learners of an arm at the start of their lives."""
+    watch = _watch(bench, arm)
+
+    def make(params: Params, key: Array) -> State:
+        grafted = graft(arm.model, params, jax.random.fold_in(key, 1))
+        state = arm.learner.init(grafted, jax.random.fold_in(key, 2))
+        if watch is None:
+            return state
+        private = {**state.private, "schedule": watch.init(state.params, key)}
+        return state.replace(private=private)
+
+    return jax.jit(jax.vmap(make))(bench.params, bench.keys)
+
+
+def _watch(bench: Bench, arm: Arm) -> Phase | None:
+    """The phase that decides when to sleep, where that is not known beforehand."""
+    asked = bench.config.schedule.when in ("surprise", "fill")
+    if not asked or not arm.follows_schedule:
+        return None
+    return look(arm.model, bench.config.schedule, arm.learner.rests[0].sender)
+
+
+def life_of(bench: Bench, arm: Arm) -> Life:
+    """The life of an arm's learners."""
+    config, day = bench.config, bench.config.day
+    watch = _watch(bench, arm)
+    streams = [
+        DayStreams(material.days, day.batch, day.length, one.seed)
+        for one, material in zip(bench.learners, bench.materials, strict=True)
+    ]
+    curricula = [material.curriculum for material in bench.materials]
+    days = range(len(bench.steps))
+    return Life(
+        learner=arm.learner,
+        sleep=arm.sleep,
+        streams=StackedStreams(streams),
+        steps=bench.steps,
+        chunk=day.chunk,
+        cues=[_cues(bench, [c.cues[i] for c in curricula]) for i in days],
+        before=_cues(bench, [c.known_cues for c in curricula]),
+        examine=_examine(arm),
+        paper=_papers(bench, arm),
+        archive=_archive(bench, arm),
+        day_end=config.schedule.when == "day_end",
+        look=watch and scope(watch.step, "schedule"),
+        probe=_probe(arm) if config.probes and arm.follows_schedule else None,
+    )
+
+
+def _cues(bench: Bench, cues: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """One batch of cues a learner, padded to as many as the one with most has."""
+    most = max(map(len, cues))
+    batches = [
+        cues_of(one, material.tokenizer, mine, most)
+        for one, material, mine in zip(bench.learners, bench.materials, cues, strict=True)
+    ]
+    return jax.tree.map(lambda *rows: np.stack(rows), *batches)
+
+
+def _papers(bench: Bench, arm: Arm) -> Any:
+    """``day -> {"exam", "origin", ...}``: the exam after that day, and the model at birth."""
+    state = newborns(bench, arm)
+    shared: dict[str, PyTree] = {"origin": {"params": state.params, "slots": state.slots}}
+    if arm.by_class:
+        width = bench.paper.shape[2]
+        answers = [class_answers(material, width) for material in bench.materials]
+        shared["answers"] = jnp.asarray(np.stack(answers))
+    if not arm.context:
+        paper = {**shared, "exam": jax.tree.map(jnp.asarray, bench.paper)}
+        return lambda day: paper
+    window = bench.config.model.max_len
+    each = [
+        context_papers(one, material, window)
+        for one, material in zip(bench.learners, bench.materials, strict=True)
+    ]
+    by_day = [stack_exams(list(papers)) for papers in zip(*each, strict=True)]
+    return lambda day: {**shared, "exam": by_day[day]}
+
+
+def _examine(arm: Arm) -> Any:
+    view = arm.learner.view
+    ask = grade(arm.model, view)
+    moved = divergence_from(arm.model, view)
+    by_class = grade_by_class(arm.model)
+
+    def examine(state: State, paper: PyTree) -> dict[str, Array]:
+        variables = {"params": state.params, "slots": state.slots}
+        if arm.by_class:
+            found = by_class(state, paper["exam"], paper["answers"])
+        else:
+            found = ask(variables, paper["exam"])
+        recall = found["recall"]
+        kl = moved(variables, paper["origin"], paper["exam"])
+        return {**found, "recall": recall[:-1], "pretrain": recall[-1], "kl": kl}
+
+    return examine
+
+
+def _probe(arm: Arm) -> Any:
+    level = arm.learner.rests[0].receiver
+
+    def probe(state: State, paper: PyTree) -> dict[str, Array]:
+        variables = {"params": state.params, "slots": state.slots}
+        exam, table = paper["exam"], state.slots[level]
+        born = jnp.where(table.active, table.since, -1)
+        return {
+            "traffic": traffic(arm.model, level)(variables, exam)[:-1],
+            "oracle": oracle(arm.model, level)(variables, exam, born)[:-1],
+            "born": born,
+        }
+
+    return probe
+
+
+def _archive(bench: Bench, arm: Arm) -> PyTree:
+    """What nights are handed beside rows: raw texts, or labelled ones; padded alike."""
+    if arm.archive == "none":
+        return {}
+    make = labelled_of if arm.archive == "labelled" else archive_of
+    parts = [make(material) for material in bench.materials]
+    shape = [max(sizes) for sizes in zip(*(p["tokens"].shape for p in parts), strict=True)]
+    shape[0] += -shape[0] % ROWS
+    padded = [{name: _pad(name, x, shape) for name, x in part.items()} for part in parts]
+    return {"archive": jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *padded)}
+
+
+ROWS = 64  # archives are padded to a multiple
+NO_DAY = -2  # of rows that are padding
+
+
+def _pad(name: str, x: np.ndarray, shape: list[int]) -> np.ndarray:
+    missing = [(0, to - now) for to, now in zip(shape, x.shape, strict=False)]
+    fill = {"day": NO_DAY, "length": 1}.get(name, 0)
+    return np.pad(x, missing, constant_values=fill)

@@ -1,0 +1,121 @@
+"""From a run's metrics to its ``results.json``: what every learner of every arm kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sleeplm.bench.arms import Arm
+from sleeplm.bench.costs import flops_of, moved_parameters, tokens_of
+from sleeplm.bench.lives import Bench
+from sleeplm.core import tree
+from sleeplm.data.curriculum import digest
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import METRICS, Run
+
+WORDING = "held-out questions, greedy answers, exact match"
+
+
+def outcomes(bench: Bench, run: Run, arms: dict[str, Arm]) -> dict[str, Any]:
+    """The content of ``results.json``; an arm is a list of its learners."""
+    records = read_metrics(run.directory / METRICS)
+    config, curriculum = bench.config, bench.materials[0].curriculum
+    return {
+        "experiment": "retention",
+        "config": run.config,
+        "digest": run.digest,
+        "world": {
+            "name": config.world,
+            "days": len(bench.steps),
+            "texts_per_day": [len(day) for day in curriculum.days],
+            "questions_per_day": [len(part) for part in curriculum.exams],
+            "pretrain_texts": len(curriculum.pretrain),
+            "digests": [digest(material.curriculum) for material in bench.materials],
+            "backbone_parameters": tree.size(bench.params) // config.seeds,
+        },
+        "arms": {
+            name: [
+                _learner(bench, run, name, arm, [r for r in records if r["stage"] == name], e)
+                for e in range(config.seeds)
+            ]
+            for name, arm in arms.items()
+        },
+    }
+
+
+def _learner(
+    bench: Bench, run: Run, name: str, arm: Arm, records: list[dict], e: int
+) -> dict[str, Any]:
+    days = range(len(bench.steps))
+    exams = [r for r in records if r["event"] == "exam"]
+    dusk = {r["day"]: r for r in exams if r["when"] == "dusk"}
+    dawn = {**dusk, **{r["day"]: r for r in exams if r["when"] == "dawn"}}
+    recall = np.array([dawn[i]["recall"][e] for i in days])
+    floor = bench.start["recall"][e]
+    last = dawn[days[-1]]
+    one = bench.learners[e]
+    seeds = [r for r in records if r["event"] == "seed"]
+    parameters = moved_parameters(bench, arm, int(last["nights"][e]))
+    held = float(np.sum(last["bits"][e][:-1]))
+    result = {
+        "seed": one.seed,
+        "world_seed": one.world_seed,
+        "matrix": [[float(recall[i, j]) if j <= i else None for j in days] for i in days],
+        "awake": [float(dusk[i]["recall"][e][i]) for i in days],
+        "dusk": [[float(x) for x in dusk[i]["recall"][e]] for i in days],
+        "pretrain": [float(dawn[i]["pretrain"][e]) for i in days],
+        "pretrain_start": float(floor[-1]),
+        "floor": [float(x) for x in floor[:-1]],
+        "forward": [float(recall[j - 1, j] if j else floor[j]) for j in days],
+        "kl": [float(dawn[i]["kl"][e]) for i in days],
+        "cluster": [float(dawn[i]["cluster"][e]) for i in days],
+        "bits": {
+            "held": held,
+            "parameters": parameters,
+            "per_parameter": held / parameters if parameters else 0.0,
+        },
+        "tokens": tokens_of(bench, arm, records, e),
+        "flops": flops_of(bench, arm, records, e),
+        # Learners live side by side: each is charged its share of the time.
+        "seconds": {kind: s / bench.config.seeds for kind, s in run.seconds(name).items()},
+        "wording": WORDING,
+        "raw_text": arm.raw_text,
+        "log": {
+            "nights": int(last["nights"][e]),
+            "rolled_back": int(last["rolled_back"][e]),
+            "skipped": int(last["skipped"][e]),
+            "unique_samples": [_of(r, "unique", e) for r in seeds],
+        },
+    }
+    if not arm.by_class:
+        result["logp"] = [[float(x) for x in dawn[i]["logp"][e][:-1]] for i in days]
+        result["logp_start"] = [float(x) for x in bench.start["logp"][e][:-1]]
+    if arm.follows_schedule and arm.archive == "none":
+        result["cues"] = _cues(bench, arm, records, e)
+    probe = next((r for r in records if r["event"] == "probe"), None)
+    if probe is not None:
+        result["routing"] = {
+            "traffic": probe["traffic"][e],
+            "born": probe["born"][e],
+            "learned": [float(x) for x in recall[-1]],
+            "oracle": probe["oracle"][e],
+        }
+    return result
+
+
+def _of(record: dict, name: str, e: int) -> float | None:
+    values = record.get(name)
+    return None if values is None else values[e]
+
+
+def _cues(bench: Bench, arm: Arm, records: list[dict], e: int) -> dict[str, Any]:
+    kept = [r["cues"][e] for r in records if r["event"] in ("cues", "own_cues") and "cues" in r]
+    sleep = arm.sleep
+    entries = int(kept[-1]) if kept and kept[-1] is not None else 0
+    return {
+        "entries": entries,
+        "bytes": entries * (sleep.cue_tokens + 1) * 4,
+        "longest": sleep.cue_tokens,
+        "written_by": sleep.cues,
+    }

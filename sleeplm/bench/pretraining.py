@@ -1,0 +1,118 @@
+"""The backbone of a run: pretrained once for a configuration and its data, then cached."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.bench.nights import side_by_side
+from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.core.errors import CheckpointError
+from sleeplm.core.phase import repeat
+from sleeplm.core.types import Params
+from sleeplm.methods.pretrain import newborn, pretrain
+from sleeplm.models.transformer import Model
+from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.lifecycle import Moment
+from sleeplm.runtime.run import Run, Stage
+
+STAGE = "pretrain"
+
+
+def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+    """Parameters of the learners' backbones: from the cache, or trained now and put there.
+
+    If one is not in the cache, all are trained, together in one compiled program.
+
+    Args:
+      learners: the configuration of each has ``pretrain``
+        (:class:`~sleeplm.methods.pretrain.PretrainConfig`), ``seed`` and ``cache``.
+      materials: each has ``pretrain``, the documents as lists of tokens.
+
+    Returns:
+      The parameters with the E learners in front of every array.
+    """
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    stores = [
+        pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)
+        for one, material in zip(learners, materials, strict=True)
+    ]
+    # A run that has begun to train goes on with that, whatever is in the cache by now.
+    cached = [None if run.has(STAGE) else _read(store, like, run) for store in stores]
+    if all(params is not None for params in cached):
+        run.say("pretrained backbones found in the cache")
+        return _stack(cached)
+    trained = _train(run, model, learners, materials)
+    for e, store in enumerate(stores):
+        _write(store, jax.tree.map(lambda x, e=e: x[e], trained), run)
+    return trained
+
+
+def _stack(parts: Sequence[Params | None]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+def _train(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+    settings = learners[0].pretrain
+    phase = pretrain(model, settings)
+    stream = StackedStreams(
+        [
+            DayStreams([material.pretrain], settings.batch, settings.length, one.seed)
+            for one, material in zip(learners, materials, strict=True)
+        ]
+    )
+    step = side_by_side(repeat(settings.chunk, phase).step)
+    keys = jnp.stack([jax.random.key(one.seed) for one in learners])
+
+    def moment(done: int) -> Moment:
+        def train(state):
+            return step(state, stream.take(0, settings.chunk), {}, done)
+
+        label = f"step {done + settings.chunk}/{settings.steps}"
+        return Moment(label, {"event": "pretrain", "step": done + settings.chunk}, train)
+
+    agenda = [moment(done) for done in range(0, settings.steps, settings.chunk)]
+    born = jax.jit(jax.vmap(lambda key: newborn(model, phase, model.init(key), key)))
+    return run.stage(Stage(STAGE, lambda: born(keys), agenda, stream)).params
+
+
+def cache_key(model: Model, config: Any, material: Any) -> str:
+    """Hash of everything that the pretrained parameters depend on."""
+    content = {
+        "model": dataclasses.asdict(model.config),
+        "pretrain": dataclasses.asdict(config.pretrain),
+        "seed": config.seed,
+        "documents": hashlib.sha256(json.dumps(material.pretrain).encode()).hexdigest(),
+        "jax": jax.__version__,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(store: pathlib.Path, like: Params, run: Run) -> Params | None:
+    if not store.exists():
+        return None
+    try:
+        with Checkpoints(store, warn=run.say) as checkpoints:
+            return checkpoints.restore(like).learner if checkpoints.steps() else None
+    except CheckpointError as error:
+        run.say(f"the cached backbone cannot be used, it is trained again: {error}")
+        shutil.rmtree(store, ignore_errors=True)
+        return None
+
+
+def _write(store: pathlib.Path, params: Params, run: Run) -> None:
+    """Keeps the backbone for other runs; this one goes on if that is not possible."""
+    try:
+        with Checkpoints(store, keep=1, asynchronous=False) as checkpoints:
+            if not checkpoints.steps():
+                checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
+    except (CheckpointError, OSError) as error:
+        run.say(f"the pretrained backbone is not cached: {error}")

@@ -1,0 +1,259 @@
+"""The retention job: days of a stream, nights between them, and what is left of every day.
+
+All seeds of an arm live side by side in one compiled program. Learner e has seed ``seed + e`` and
+world ``world_seed + e``: a backbone, an order of days and samples of its own, the same in every
+arm, so that arms are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.bench.classes import count_labels
+from sleeplm.bench.exams import grade, stack_exams
+from sleeplm.bench.lives import Bench, learners_of, live
+from sleeplm.bench.material import check_world, paper_of, prepare
+from sleeplm.bench.outcome import outcomes
+from sleeplm.bench.pretraining import pretrained
+from sleeplm.bench.report import write_report
+from sleeplm.bench.results import RESULTS, read_results
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.data.text import byte_tokenizer
+from sleeplm.memory.levels import LevelConfig
+from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.methods.schedule import ScheduleConfig
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.graft import backbone_config
+from sleeplm.models.transformer import Model
+from sleeplm.runtime.run import Run
+
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclasses.dataclass
+class DayConfig:
+    """One day awake.
+
+    Attributes:
+      steps: wake steps of a day of average length; longer days have more in proportion.
+      batch, length: rows B and positions L of a wake batch.
+      chunk: steps per compiled call; divides ``steps`` and every level's ``night``.
+    """
+
+    steps: int = 90
+    batch: int = 16
+    length: int = 64
+    chunk: int = 30
+
+    def check(self, field: str) -> None:
+        for name in ("steps", "batch", "length", "chunk"):
+            checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        checks.divides(f"{field}.chunk", self.chunk, self.steps, f"{field}.steps")
+
+
+@dataclasses.dataclass
+class RetentionConfig:
+    """Everything about a retention run.
+
+    Attributes:
+      world: ``atlas`` (real facts of countries and elements), ``biographies`` (generated),
+        ``facts:FILE`` or ``labels:DIRECTORY`` (your own, see docs/data.md), or a labelled data
+        set (``clinc150``, ``banking77``, ``dbpedia70``, ...).
+      world_seed: which subjects fall into which day, and into pretraining.
+      days: of the life; 0 for all that the data have. facts_per_day: in each.
+      day_sizes: facts of each day, where days are unequal; empty: all ``facts_per_day``.
+      pretrain_people: facts known before the first day, see the worlds.
+      statements, questions: training wordings that pretraining tells each fact in (drawn per
+        fact; every wording of a relation is used for some fact). Days use all of them.
+      exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
+        day; 0 for all.
+      text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
+        of it, at most. data_dir, manual_dir: where TFDS keeps data sets, and files that one has
+        to fetch by hand.
+      seed: of parameters, order and samples. seeds: learners that live side by side.
+      arms: lives to compare, see :data:`sleeplm.bench.arms.ARMS`.
+      probes: ask for traffic and oracle routing after the last night.
+      cache: directory for pretrained backbones; relative paths are under the working directory.
+      save_seconds, keep: how often a checkpoint is made, and how many are kept.
+    """
+
+    world: str = "atlas"
+    world_seed: int = 0
+    days: int = 4
+    facts_per_day: int = 60
+    day_sizes: list[int] = dataclasses.field(default_factory=list)
+    pretrain_people: int = 200
+    statements: int = 2
+    questions: int = 5
+    exam_pretrain: int = 196
+    exam_per_day: int = 0
+    text: str = ""
+    text_lines: int = 20_000
+    data_dir: str = ""
+    manual_dir: str = ""
+    seed: int = 0
+    seeds: int = 1
+    arms: list[str] = dataclasses.field(default_factory=lambda: ["sleep", "wake_only"])
+    probes: bool = True
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    day: DayConfig = dataclasses.field(default_factory=DayConfig)
+    sleep: SleepConfig = dataclasses.field(default_factory=SleepConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
+    cache: str = ".cache/pretrained"
+    save_seconds: float = 20.0
+    keep: int = 3
+
+    def check(self, field: str) -> None:
+        for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
+            getattr(self, name).check(name)  # what follows may count on them
+        checks.positive_integer("seeds", self.seeds)
+        for name in ("seed", "world_seed"):
+            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
+        for name in ("statements", "questions", "keep", "exam_pretrain", "pretrain_people"):
+            checks.positive_integer(name, getattr(self, name))
+        for name in ("exam_per_day", "text_lines", "days"):
+            checks.integer(name, getattr(self, name))
+            checks.at_least(name, getattr(self, name), 0)
+        checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
+        for arm in self.arms:
+            checks.one_of("arms", arm, tuple(ARMS))
+        checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
+        checks.at_least("save_seconds", self.save_seconds, 0)
+        longest = max(self.day.length, self.pretrain.length, self.sleep.length)
+        checks.at_least("model.max_len", self.model.max_len, longest)
+        checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
+        backbone_config(self.model)
+        days = check_world(self)
+        for i, level in enumerate(self.model.levels):
+            if level.night:
+                checks.require(
+                    level.night % self.day.chunk == 0,
+                    f"model.levels[{i}].night",
+                    level.night,
+                    f"use a multiple of day.chunk ({self.day.chunk})",
+                )
+        if not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
+            check_nights(self, days)
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Runs the job in a run directory and returns the report."""
+        return _job(self, run)
+
+
+def check_nights(config: RetentionConfig, days: int) -> None:
+    """Checks that there are nights, and slots for what they bring.
+
+    Raises:
+      ConfigError: there are none, or too few.
+    """
+    levels, steps = config.model.levels, days * config.day.steps
+    pairs = [i for i, level in enumerate(levels) if level.night]
+    checks.require(
+        bool(pairs),
+        "model.levels",
+        [level.name for level in levels],
+        "give one level a night, or leave out the arms that sleep",
+    )
+    asked = config.schedule.when in ("surprise", "fill")
+    remedy = "give one level only a night: by surprise or fill, one pair sleeps"
+    checks.require(not asked or len(pairs) == 1, "schedule.when", config.schedule.when, remedy)
+    for i in pairs:
+        fast, slow = levels[i], levels[i + 1]
+        nights = (min(slow.night, steps) if slow.night else steps) // fast.night
+        if asked and config.schedule.nights:
+            nights = config.schedule.nights
+        checks.require(
+            nights <= slow.slots or config.sleep.pool == "merge_oldest",
+            f"model.levels[{i + 1}].slots",
+            slow.slots,
+            f"{nights} nights of {fast.name} come in; use at least as many slots, or "
+            "sleep.pool = 'merge_oldest'",
+        )
+        checks.require(
+            slow.slots >= 2 or config.sleep.pool != "merge_oldest",
+            f"model.levels[{i + 1}].slots",
+            slow.slots,
+            "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
+        )
+
+
+def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
+    began = time.monotonic()
+    if (finished := _finished(run)) is not None:
+        return write_report(run.directory, finished)
+    learners = learners_of(config)
+    materials = [prepare(one) for one in learners]
+    paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
+    run.claim()
+    world = materials[0].curriculum
+    run.say(
+        f"{world.name}: {len(world.pretrain)} texts before the first day, {len(world.days)} days "
+        f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
+        f"an exam; {config.seeds} learners"
+    )
+    backbone = Model(backbone_config(config.model))
+    params = pretrained(run, backbone, learners, materials)
+    examine = jax.jit(jax.vmap(grade(backbone), in_axes=(0, 0)))
+    slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
+    start = jax.device_get(examine({"params": params, "slots": slots}, paper))
+    run.say(
+        f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
+        f"{start['recall'][:, :-1].mean():.2f} of the days"
+    )
+    bench = Bench(config, learners, materials, paper, params, start)
+    arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
+    for name, arm in arms.items():
+        live(bench, run, name, arm)
+    results = outcomes(bench, run, arms)
+    results["seconds"] = time.monotonic() - began
+    path = run.directory / RESULTS
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1))
+    os.replace(partial, path)
+    return write_report(run.directory, results)
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """The results of this very run, if it has come to its end before."""
+    try:
+        results = read_results(run.directory)
+    except ConfigError:
+        return None
+    return results if results.get("digest") == run.digest else None
+
+
+def default_levels(steps: int, slots: int) -> list[LevelConfig]:
+    """The two levels of the bench: a grafted fast one, and the block's MLP with experts."""
+    return [
+        LevelConfig(
+            name="fast",
+            kind="graft",
+            width=64,
+            period=1,
+            night=steps,
+            learning_rate=3e-3,
+            weight_decay=0.5,
+            clip=1.0,
+        ),
+        LevelConfig(
+            name="slow",
+            kind="replace",
+            width=384,
+            slots=slots,
+            rank=64,
+            top_k=min(slots, 8),
+            activation="silu",
+        ),
+    ]
