@@ -28,7 +28,6 @@ from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.text import byte_tokenizer
-from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.methods.schedule import ScheduleConfig
@@ -232,28 +231,3 @@ def _finished(run: Run) -> dict[str, Any] | None:
     except ConfigError:
         return None
     return results if results.get("digest") == run.digest else None
-
-
-def default_levels(steps: int, slots: int) -> list[LevelConfig]:
-    """The two levels of the bench: a grafted fast one, and the block's MLP with experts."""
-    return [
-        LevelConfig(
-            name="fast",
-            kind="graft",
-            width=64,
-            period=1,
-            night=steps,
-            learning_rate=3e-3,
-            weight_decay=0.5,
-            clip=1.0,
-        ),
-        LevelConfig(
-            name="slow",
-            kind="replace",
-            width=384,
-            slots=slots,
-            rank=64,
-            top_k=min(slots, 8),
-            activation="silu",
-        ),
-    ]

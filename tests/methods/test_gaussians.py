@@ -111,7 +111,7 @@ def test_the_order_of_days_does_not_matter(life):
 
 
 def test_classes_not_yet_seen_are_never_answered(life):
-    *_, texts, found = life
+    *_, found = life
     for days, seen in (([0], {0, 1}), ([2], {4, 5}), ([0, 2], {0, 1, 4, 5})):
         sums = live(life, days).anchors[GAUSSIANS]
         assert set(np.asarray(nearest(sums, found)).tolist()) == seen

@@ -12,9 +12,12 @@ import pytest
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import forward_kl
 from sleeplm.core.types import Extract, Memory
-from sleeplm.methods import packing
+from sleeplm.methods import extract, packing
+from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.frames import write_frames
 from sleeplm.methods.objectives import diversity, language_model, seeding
 from sleeplm.methods.packing import packed
+from sleeplm.methods.sleep import teachings
 
 LONG, D = 9, 16
 ROOMY = 16  # two of the longest that stand together fit
@@ -189,6 +192,26 @@ def test_only_sequences_of_one_minibatch_share_a_row():
     for i, minibatch in enumerate(minibatches):
         mine = jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], got)
         assert_same_sequences(sequences(mine), sequences(minibatch))
+
+
+def test_a_night_learns_from_packed_rows_and_frames_the_teachers_that_ask_for_it(tiny, monkeypatch):
+    model, asked = tiny.model(), []
+    teachers = [TeacherConfig("dusk", "today", framed=True), TeacherConfig("dawn", "past", times=2)]
+    state = tiny.learner(model, tiny.config())[1]
+
+    def counted(*args):
+        asked.append(args)
+        return write_frames(*args)
+
+    monkeypatch.setattr(extract, "write_frames", counted)
+    for pack, shape in ((0, (2, 24, 9)), (17, (2, 12, 17))):
+        config = tiny.config(teachers=teachers, alpha=1.0, lam=0.0, pack=pack)
+        told = teachings(model, config, ("fast", "slow"), teachers, None)
+        key = jax.random.key(0)
+        arguments = (state.variables, told.init(state.params, key), tiny.rows(config), key)
+        memory, _ = jax.eval_shape(told.extract, *arguments)
+        assert memory.tokens.shape == (shape[0] * shape[1], shape[2])
+    assert len(asked) == 2  # one of the two teachers, with and without packing
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Many nights: 40 of them (the default), or 200 with a pool that merges its oldest experts.
+
+    sleeplm run experiments/retention_nights.py
+    sleeplm run experiments/retention_nights.py:200
+
+What to expect is in docs/results.md.
+"""
+
+from sleeplm.bench.presets import bench, night
+from sleeplm.bench.retention import RetentionConfig
+
+
+def get_config(nights: str = "40") -> RetentionConfig:
+    """Days of three people each; or of one, for as long as it takes to fill a pool many times."""
+    if nights == "200":
+        return bench(
+            world="biographies",
+            days=200,
+            facts_per_day=8,
+            steps=30,
+            slots=8,
+            rank=16,
+            seed=100,
+            world_seed=100,
+            arms=["sleep"],
+            exam_per_day=4,
+            sleep=night(updates=96, pool="merge_oldest", reservoir=1024),
+        )
+    return bench(
+        world="biographies",
+        days=40,
+        facts_per_day=24,
+        steps=60,
+        slots=40,
+        rank=16,
+        seed=100,
+        world_seed=100,
+        seeds=3,
+        arms=["sleep"],
+        sleep=night(updates=240),
+    )

@@ -1,0 +1,31 @@
+"""When to sleep: after every day, by the clock, or when the stream surprises, at equal nights.
+
+Days of very unequal size; every schedule has as many nights as there are days.
+
+    sleeplm run experiments/retention_schedule.py:surprise --workdir runs/surprise
+    sleeplm run experiments/retention_schedule.py:clock --workdir runs/clock
+    sleeplm report runs/surprise runs/clock --out runs/schedules
+
+What to expect is in docs/results.md.
+"""
+
+from sleeplm.bench.presets import bench
+from sleeplm.bench.retention import RetentionConfig
+from sleeplm.methods.schedule import ScheduleConfig
+
+SIZES = [20, 120, 40, 140, 30, 90]
+
+
+def get_config(when: str = "surprise") -> RetentionConfig:
+    """Six days of 20 to 140 facts."""
+    return bench(
+        world="atlas",
+        days=0,
+        day_sizes=SIZES,
+        facts_per_day=80,
+        seed=100,
+        world_seed=100,
+        seeds=3,
+        arms=["sleep"],
+        schedule=ScheduleConfig(when=when, nights=len(SIZES) if when != "clock" else 0),
+    )

@@ -1,0 +1,107 @@
+"""Settings that the experiments share: the bench's small backbone, its levels, and its night.
+
+They were chosen on worlds and seeds that no report shows, see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sleeplm.bench.retention import DayConfig, RetentionConfig
+from sleeplm.memory.levels import LevelConfig
+from sleeplm.methods.config import SleepConfig, TeacherConfig
+from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.methods.schedule import ScheduleConfig
+from sleeplm.models.config import ModelConfig
+
+
+def levels(steps: int, slots: int, rank: int) -> list[LevelConfig]:
+    """The two levels of the bench: a grafted fast one, and the block's MLP with experts.
+
+    Args:
+      steps: wake steps of a day, after which the fast level is consolidated.
+    """
+    fast = LevelConfig(
+        name="fast",
+        kind="graft",
+        width=64,
+        period=1,
+        night=steps,
+        learning_rate=3e-3,
+        weight_decay=0.5,
+        clip=1.0,
+    )
+    slow = LevelConfig(
+        name="slow",
+        kind="replace",
+        width=384,
+        slots=slots,
+        rank=rank,
+        top_k=slots,
+        activation="silu",
+    )
+    return [fast, slow]
+
+
+def teachers(today: float = 2.0, past: float = 3.0) -> list[TeacherConfig]:
+    """Two selves, each of which tells from cues alone and from cues behind frames.
+
+    Tonight's self tells of today, this morning's of everything before. Frames let wordings that
+    name their subject late be told of old days too.
+    """
+    return [
+        TeacherConfig("dusk", "today", weight=today, uncued=0.4),
+        TeacherConfig("dusk", "today", weight=today, imitate=False, framed=True),
+        TeacherConfig("dawn", "past", weight=past, imitate=False, uncued=0.4, balance=0.65),
+        TeacherConfig("dawn", "past", weight=past, imitate=False, framed=True, balance=0.65),
+    ]
+
+
+def night(**changes: Any) -> SleepConfig:
+    """The night of the arm ``sleep``.
+
+    On-policy rollouts (``lam``) and imitation (``alpha`` below 1) are off: at equal cost they
+    recalled less, see docs/results.md.
+    """
+    settings: dict[str, Any] = {
+        "teachers": teachers(),
+        "updates": 480,
+        "rows": 8,
+        "inner": 24,
+        "epochs": 1,
+        "lam": 0.0,
+        "alpha": 1.0,
+        "learning_rate": 2e-2,
+        "length": 32,
+        "pack": 36,
+        "cue_tokens": 8,
+        "reservoir": 512,
+    }
+    return SleepConfig(**{**settings, **changes})
+
+
+def bench(
+    *, steps: int = 90, slots: int = 8, rank: int = 64, length: int = 64, **changes: Any
+) -> RetentionConfig:
+    """A retention run of a 0.9M-parameter backbone.
+
+    Args:
+      steps: wake steps of an average day. slots, rank: of the experts. length: positions of a row.
+      changes: of :class:`~sleeplm.bench.retention.RetentionConfig`.
+    """
+    settings: dict[str, Any] = {
+        "model": ModelConfig(
+            vocab_size=1024,
+            d_model=128,
+            n_layers=4,
+            n_heads=4,
+            n_kv_heads=2,
+            max_len=length,
+            levels=levels(steps, slots, rank),
+        ),
+        "pretrain": PretrainConfig(steps=1200, batch=16, length=length, chunk=20),
+        "day": DayConfig(steps=steps, batch=16, length=length, chunk=30),
+        "sleep": night(),
+        "schedule": ScheduleConfig(when="day_end"),
+    }
+    return RetentionConfig(**{**settings, **changes})
