@@ -164,7 +164,7 @@ def night(
             judged = 2 * read if sleep.judge == "cosine" else 0.0
             graded += rows * (2 * read + length * _logits(config) + judged)
             sequences += 1
-    own = sleep.own_cues * write(1, sleep.cue_tokens - 1) if sleep.cues == "self" else 0.0
+    own = sleep.own_cues * write(1, sleep.own_cue_tokens - 1) if sleep.cues == "self" else 0.0
     sequences *= sleep.rows
     width, packed = (sleep.pack, -(-sequences // 2)) if sleep.pack else (length, sequences)
     token = train(

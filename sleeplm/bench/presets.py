@@ -43,17 +43,18 @@ def levels(steps: int, slots: int, rank: int) -> list[LevelConfig]:
     return [fast, slow]
 
 
-def teachers(today: float = 2.0, past: float = 3.0) -> list[TeacherConfig]:
+def teachers() -> list[TeacherConfig]:
     """Two selves, each of which tells from cues alone and from cues behind frames.
 
     Tonight's self tells of today, this morning's of everything before. Frames let wordings that
     name their subject late be told of old days too.
     """
+    past: dict[str, Any] = {"weight": 3.0, "imitate": False, "balance": 0.5}
     return [
-        TeacherConfig("dusk", "today", weight=today, uncued=0.4),
-        TeacherConfig("dusk", "today", weight=today, imitate=False, framed=True),
-        TeacherConfig("dawn", "past", weight=past, imitate=False, uncued=0.4, balance=0.65),
-        TeacherConfig("dawn", "past", weight=past, imitate=False, framed=True, balance=0.65),
+        TeacherConfig("dusk", "today", uncued=0.4),
+        TeacherConfig("dusk", "today", imitate=False, framed=True),
+        TeacherConfig("dawn", "past", uncued=0.4, **past),
+        TeacherConfig("dawn", "past", framed=True, times=2, **past),
     ]
 
 

@@ -157,7 +157,7 @@ def check_nights(config: RetentionConfig, days: int) -> None:
     Raises:
       ConfigError: there are none, or too few.
     """
-    levels, steps = config.model.levels, days * config.day.steps
+    levels = config.model.levels
     pairs = [i for i, level in enumerate(levels) if level.night]
     checks.require(
         bool(pairs),
@@ -168,6 +168,8 @@ def check_nights(config: RetentionConfig, days: int) -> None:
     asked = config.schedule.when in ("surprise", "fill")
     remedy = "give one level only a night: by surprise or fill, one pair sleeps"
     checks.require(not asked or len(pairs) == 1, "schedule.when", config.schedule.when, remedy)
+    at_days_end = config.schedule.when == "day_end"
+    steps = days * (levels[pairs[0]].night if at_days_end else config.day.steps)
     for i in pairs:
         fast, slow = levels[i], levels[i + 1]
         nights = (min(slow.night, steps) if slow.night else steps) // fast.night
@@ -195,6 +197,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     learners = learners_of(config)
     materials = [prepare(one) for one in learners]
     paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
+    arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
     run.claim()
     world = materials[0].curriculum
     run.say(
@@ -212,7 +215,6 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         f"{start['recall'][:, :-1].mean():.2f} of the days"
     )
     bench = Bench(config, learners, materials, paper, params, start)
-    arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
     for name, arm in arms.items():
         live(bench, run, name, arm)
     results = outcomes(bench, run, arms)

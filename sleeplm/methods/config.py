@@ -29,7 +29,8 @@ class TeacherConfig:
       uncued: share of its sequences that start from the begin-of-text token alone: texts that
         do not begin with their cue are only ever told so.
       framed: its cues stand behind beginnings of wordings of its own, so that it also tells what
-        names its subject late (see :mod:`sleeplm.methods.frames`).
+        names its subject late (see :mod:`sleeplm.methods.frames`); what is uncued then starts
+        from such a beginning alone.
       times: its sequences for every row of a minibatch.
       balance: of the days it tells of: 0, every day equally often; 1, every cue equally often.
     """
@@ -85,7 +86,8 @@ class SleepConfig:
       cues: who writes them: ``subjects`` of the day's texts, or ``self``: beginnings of texts that
         the learner writes itself, without any cue, before it sleeps.
       cue_tokens: C, longest cue (begin-of-text included). reservoir: M, cues kept.
-      own_cues: texts that a learner writes an evening for cues of its own.
+      own_cues: texts that a learner writes an evening for cues of its own. own_cue_tokens: length
+        of these (begin-of-text included): about that of a name, so that answers stay out.
       pack: positions of a row that two sequences share while they are learned from; 0: every
         sequence has a row of its own. Not with imitation, whose rewards belong to rows.
       chunk: positions whose logits stand in memory at once.
@@ -123,6 +125,7 @@ class SleepConfig:
     rollback: float = 3.0
     cues: str = "subjects"
     own_cues: int = 64
+    own_cue_tokens: int = 5
     cue_tokens: int = 8
     reservoir: int = 256
     pack: int = 0
@@ -140,7 +143,8 @@ class SleepConfig:
         checks.one_of(f"{field}.becomes", self.becomes, BECOMES)
         checks.one_of(f"{field}.into", self.into, INTO)
         checks.one_of(f"{field}.cues", self.cues, CUES)
-        for name in ("rows", "inner", "epochs", "length", "reservoir", "chunk", "own_cues"):
+        counts = ("rows", "inner", "epochs", "length", "reservoir", "chunk", "own_cues")
+        for name in (*counts, "own_cue_tokens"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
         checks.integer(f"{field}.updates", self.updates)
         checks.at_least(f"{field}.updates", self.updates, 0)
@@ -185,6 +189,8 @@ class SleepConfig:
             checks.fraction(f"{field}.{name}", getattr(self, name))
         checks.one_of(f"{field}.pool", self.pool, POOLS)
         checks.positive_integer(f"{field}.cue_tokens", self.cue_tokens)
+        if self.cues == "self":
+            checks.in_range(f"{field}.own_cue_tokens", self.own_cue_tokens, 2, self.cue_tokens)
         checks.require(
             self.length > self.cue_tokens,
             f"{field}.length",

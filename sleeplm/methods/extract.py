@@ -103,13 +103,12 @@ def teacher_samples(
 
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
         rows = multiplied(batch["rows"].reshape(-1), times)
-        cue_key, sample_key = jax.random.split(key)
+        cue_key, sample_key, frame_key, pick_key = jax.random.split(key, 4)
         prompts, lengths = draw(
             variables["cues"], source, batch["today"], rows, cue_key, uncued, balance
         )
         mentor = teacher_variables(variables, *pair, teacher)
         if framed:
-            frame_key, pick_key, cue_key = jax.random.split(cue_key, 3)
             frames = write_frames(model, mentor, variables["cues"], frame_key, temperature)
             prompts, lengths = put_frames(frames, prompts, lengths, rows, pick_key)
         samples = generate(
@@ -136,13 +135,16 @@ def teacher_samples(
     return stateless(extract)
 
 
-def own_cues(model: Model, config: Any) -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
+def own_cues(
+    model: Model, config: Any, eos: int = 2
+) -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
     """A step that offers the learner cues which it has written itself.
 
-    It writes ``config.own_cues`` texts from the begin-of-text token alone, as it is now, and the
-    first ``config.cue_tokens`` tokens of each different one become a cue of the day
-    ``batch["today"]``.
+    It writes ``config.own_cues`` beginnings of texts from the begin-of-text token alone, as it is
+    now; each different one of ``config.own_cue_tokens`` tokens becomes a cue of the day
+    ``batch["today"]``. A text that has ended by then is none: there is nothing to go on with.
     """
+    width = min(config.own_cue_tokens, config.cue_tokens)
 
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         rows = jnp.arange(config.own_cues)
@@ -154,12 +156,14 @@ def own_cues(model: Model, config: Any) -> Callable[[State, PyTree, Array], tupl
             bare,
             jnp.ones_like(rows),
             row_keys(write_key, rows),
-            max_new=config.cue_tokens - 1,
+            max_new=width - 1,
             temperature=config.temperature,
         )
-        fresh = first_of_its_kind(texts.tokens, rows) > 0
-        length = jnp.where(fresh, jnp.minimum(texts.length, config.cue_tokens), 0)
-        cues = remember(state.cues, texts.tokens, length, batch["today"], offer_key)
+        goes_on = jnp.take_along_axis(texts.tokens, texts.length[:, None] - 1, 1)[:, 0] != eos
+        fresh = (first_of_its_kind(texts.tokens, rows) > 0) & goes_on
+        tokens = jnp.pad(texts.tokens, ((0, 0), (0, config.cue_tokens - width)))
+        length = jnp.where(fresh, width, 0)
+        cues = remember(state.cues, tokens, length, batch["today"], offer_key)
         one = jnp.ones(())
         kept = (cues.day >= BEFORE).sum() * one
         return state.replace(cues=cues), {"cues": (kept, one), "offered": (fresh.sum() * one, one)}

@@ -275,7 +275,7 @@ def test_a_night_is_what_its_extractions_and_updates_compute(tiny, monkeypatch, 
 
 
 def test_cues_of_ones_own_are_written_once_an_evening():
-    sleep = SleepConfig(updates=160, cues="self", own_cues=10, cue_tokens=6)
+    sleep = SleepConfig(updates=160, cues="self", own_cues=10, own_cue_tokens=6)
     given = dataclasses.replace(sleep, cues="subjects")
     more = flops.night(CONFIG, sleep)["sampled"] - flops.night(CONFIG, given)["sampled"]
     assert more == pytest.approx(10 * flops.decode(CONFIG, 1, 5))

@@ -17,6 +17,7 @@ def get_config() -> RetentionConfig:
         statements=1,
         questions=1,
         exam_pretrain=4,
+        seeds=2,
         model=ModelConfig(
             vocab_size=320,
             d_model=16,

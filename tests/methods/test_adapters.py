@@ -62,6 +62,9 @@ def test_every_matrix_of_the_blocks_has_an_adapter_and_nothing_else_has(grafted)
     assert len(jax.tree.leaves(params[ADAPTERS])) == 2 * len(matrices)
     drawn = {np.asarray(at(params[ADAPTERS], path)["a"]).tobytes() for path in matrices}
     assert len(drawn) == len(matrices)  # no two begin alike
+    learning, _ = tree.split(params, in_adapters())
+    assert len(jax.tree.leaves(learning)) == 2 * len(matrices)
+    assert tree.differing(learning[ADAPTERS], params[ADAPTERS]) == []
 
 
 def test_grafting_changes_nothing_at_first(grafted):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from sleeplm.core import tree
-from sleeplm.methods.gaussians import BLOCK, GAUSSIANS, features, gather, nearest, no_classes
+from sleeplm.methods import gaussians
+from sleeplm.methods.gaussians import BLOCK, GAUSSIANS, features, gather, no_classes
 
 CLASSES, LONG, D = 7, 6, 16
 UNSEEN = 6  # no text is ever of this class
 NEVER = -2  # day of what fills the archive up
 KEY = jax.random.key(0)
+nearest = jax.jit(gaussians.nearest)
 
 
 def archive():
@@ -96,7 +98,7 @@ def test_answers_are_those_of_a_linear_discriminant_analysis_of_everything(life)
     questions = np.concatenate([found, 0.5 * (found + mixed), 0.7 * found + 0.3 * mixed])
     want, distance = discriminant(found[seen], texts["label"][seen], questions)
     clear = np.diff(np.sort(distance, 1)[:, :2], axis=1)[:, 0] > 0.05
-    got = jax.jit(nearest)(state.anchors[GAUSSIANS], questions.astype(np.float32))
+    got = nearest(state.anchors[GAUSSIANS], questions.astype(np.float32))
     assert clear.mean() > 0.9 and got.dtype == jnp.int32
     np.testing.assert_array_equal(np.asarray(got)[clear], want[clear])
     means = np.stack([found[seen & (texts["label"] == k)].mean(0) for k in range(UNSEEN)])

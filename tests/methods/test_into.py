@@ -20,6 +20,7 @@ from sleeplm.methods.wake import wake
 
 PAIR = ("fast", "slow")
 KEY = jax.random.key(8)
+pytestmark = pytest.mark.slow
 
 
 def assert_same(a, b):

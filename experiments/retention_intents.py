@@ -1,0 +1,42 @@
+"""Class-incremental intents: CLINC150 by domain, ten days of fifteen intents (TFDS).
+
+The label is generated as text, no day is named in the exam. Arms: ``sleep`` against one LoRA, EWC,
+and others of the bench; ``inca`` is an external classifier on the frozen backbone.
+
+    sleeplm run experiments/retention_intents.py --config.data_dir=DIR --config.text=FILE
+    sleeplm run experiments/retention_intents.py:banking77 --config.manual_dir=DIR
+
+``text`` is plain English to pretrain on (.txt, or JSON lines with "text", also .gz): without it the
+backbone has read the atlas facts only, and accuracy is lower. Figures are in docs/results.md.
+"""
+
+from sleeplm.bench.presets import bench, night
+from sleeplm.bench.retention import RetentionConfig
+from sleeplm.methods.config import TeacherConfig
+
+
+def get_config(world: str = "clinc150") -> RetentionConfig:
+    """All days of a labelled data set, a sample of its test rows after each."""
+    return bench(
+        world=world,
+        days=0,
+        steps=180,
+        slots=10,
+        length=64,
+        seed=100,
+        world_seed=100,
+        seeds=3,
+        arms=["sleep", "lora_sequential", "ewc", "wake_only", "inca"],
+        exam_per_day=150,
+        sleep=night(
+            # Labelled texts begin with their cue, and frames would find nothing to cut.
+            teachers=[
+                TeacherConfig("dusk", "today", uncued=0.5),
+                TeacherConfig("dawn", "past", weight=3.0, imitate=False, uncued=0.2, times=2),
+            ],
+            rows=12,
+            length=48,
+            pack=64,
+            reservoir=1024,
+        ),
+    )
