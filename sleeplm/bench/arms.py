@@ -352,12 +352,12 @@ def build_arm(name: str, config: Any, classes: int) -> Arm:
       classes: labels of a labelled world, 0 for others.
 
     Raises:
-      ConfigError: the arm is for labelled worlds only.
+      ConfigError: the arm is for labelled worlds only, or its night cannot work with these sizes.
     """
     if name != "inca":
-        return dataclasses.replace(
-            ARMS[name](config), follows_schedule=name not in WITHOUT_LEVELS_NIGHTS
-        )
+        arm = ARMS[name](config)
+        arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
+        return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
     checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
     return _inca(config, classes)
 

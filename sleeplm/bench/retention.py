@@ -74,6 +74,7 @@ class RetentionConfig:
       pretrain_people: facts known before the first day, see the worlds.
       statements, questions: training wordings that pretraining tells each fact in (drawn per
         fact; every wording of a relation is used for some fact). Days use all of them.
+      wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
       text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
@@ -94,6 +95,7 @@ class RetentionConfig:
     pretrain_people: int = 200
     statements: int = 2
     questions: int = 5
+    wear: float = 0.5
     exam_pretrain: int = 196
     exam_per_day: int = 0
     text: str = ""
@@ -122,6 +124,7 @@ class RetentionConfig:
             checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
         for name in ("statements", "questions", "keep", "exam_pretrain", "pretrain_people"):
             checks.positive_integer(name, getattr(self, name))
+        checks.fraction("wear", self.wear)
         for name in ("exam_per_day", "text_lines", "days"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)

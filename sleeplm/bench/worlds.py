@@ -73,6 +73,7 @@ def curriculum_of(config: Any) -> Curriculum:
             questions=config.questions,
             exam_pretrain=config.exam_pretrain,
             exam_per_day=config.exam_per_day,
+            wear=config.wear,
             rng=np.random.default_rng(config.world_seed),
         )
     return _label_curriculum(config)
@@ -163,7 +164,10 @@ def _label_curriculum(config: Any) -> Curriculum:
     texts = _pieces(config)
     return label_curriculum(
         _labelled(config),
-        pretrain=told(world, world.pretrain, config.statements, config.questions, rng) + texts,
+        pretrain=[
+            *told(world, world.pretrain, config.statements, config.questions, rng, config.wear),
+            *texts,
+        ],
         known=exam(world, spread(world.pretrain, config.exam_pretrain)),
         known_cues=[*subjects(world.pretrain), *beginnings(piece.text for piece in texts)],
         choices=choices_of(world.facts),

@@ -19,6 +19,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.data.facts import Document, Fact, World, exam, subjects
 from sleeplm.data.facts import questions as questions_of
 from sleeplm.data.facts import statements as statements_of
+from sleeplm.data.worn import worn_questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def from_world(
     exam_pretrain: int,
     rng: np.random.Generator,
     exam_per_day: int = 0,
+    wear: float = 0.0,
 ) -> Curriculum:
     """The curriculum of a world of facts.
 
@@ -84,15 +86,15 @@ def from_world(
     Args:
       exam_pretrain: pretraining facts that every exam asks, spread evenly.
       exam_per_day: facts of each day that every exam asks, spread evenly; 0 asks them all.
+      wear: share of pretraining's questions whose wording is worn (:mod:`sleeplm.data.worn`);
+        days are told as many worn questions on top of their own.
     """
     known = spread(world.pretrain, exam_pretrain)
     asked = [spread(facts, exam_per_day) if exam_per_day else facts for facts in world.days]
     curriculum = Curriculum(
         name=world.name,
-        pretrain=tuple(told(world, world.pretrain, statements, questions, rng)),
-        days=tuple(
-            tuple(statements_of(world, facts) + questions_of(world, facts)) for facts in world.days
-        ),
+        pretrain=tuple(told(world, world.pretrain, statements, questions, rng, wear)),
+        days=tuple(_day(world, facts, wear, rng) for facts in world.days),
         exams=tuple(tuple(exam(world, facts)) for facts in asked),
         known=tuple(exam(world, known)),
         cues=tuple(subjects(facts) for facts in world.days),
@@ -107,11 +109,30 @@ def from_world(
 
 
 def told(
-    world: World, facts: Sequence[Fact], statements: int, questions: int, rng: np.random.Generator
+    world: World,
+    facts: Sequence[Fact],
+    statements: int,
+    questions: int,
+    rng: np.random.Generator,
+    wear: float = 0.0,
 ) -> list[Document]:
-    """``facts`` in ``statements`` and ``questions`` training wordings each, drawn per fact."""
+    """``facts`` in ``statements`` and ``questions`` training wordings each, drawn per fact.
+
+    A share ``wear`` of the questions has a worn wording instead.
+    """
+    tired = round(questions * wear)
     texts = _some(statements_of(world, facts), statements, rng)
-    return texts + _some(questions_of(world, facts), questions, rng)
+    texts += _some(questions_of(world, facts), questions - tired, rng)
+    return texts + worn_questions(world, facts, tired, rng)
+
+
+def _day(
+    world: World, facts: Sequence[Fact], wear: float, rng: np.random.Generator
+) -> tuple[Document, ...]:
+    """Every training wording of a day's facts, and worn questions."""
+    asked = questions_of(world, facts)
+    tired = round(wear * len(asked) / max(len(facts), 1))
+    return (*statements_of(world, facts), *asked, *worn_questions(world, facts, tired, rng))
 
 
 def _some(documents: list[Document], count: int, rng: np.random.Generator) -> list[Document]:

@@ -58,7 +58,7 @@ BIRTH_YEAR = Relation(
         "{s} has birthdays since what year?",
         "{s} has which year of birth?",
         "{s} counts birthdays since when?",
-        "{s}: birth was when?",
+        "{s}: born in what year?",
         "{s} belongs to the class of which year?",
         "{s}: what is the year of birth?",
         "{s}: since when in the world?",

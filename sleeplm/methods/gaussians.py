@@ -83,8 +83,8 @@ def nearest(sums: dict[str, Array], found: Array, ridge: float = 1e-2) -> Array:
     covariance = (sums["outer"] - means.T @ (means * count[:, None])) / total
     d_model = covariance.shape[0]
     # A share of the mean variance; the tiny rest is for classes of a single example each.
-    ridge = ridge * jnp.trace(covariance) / d_model + 1e-6
-    covariance = covariance + ridge * jnp.eye(d_model)
+    least = ridge * jnp.trace(covariance) / d_model + 1e-6
+    covariance = covariance + least * jnp.eye(d_model)
     # Linear discriminants: Mahalanobis distances without the part that all classes share.
     weights = jnp.linalg.solve(covariance, means.T)
     scores = found @ weights - 0.5 * jnp.sum(means.T * weights, 0)

@@ -1,5 +1,7 @@
 """A life of seconds: few people, three days, every part of the night in use, many moments."""
 
+import dataclasses
+
 from sleeplm.bench.retention import DayConfig, RetentionConfig
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig, TeacherConfig
@@ -7,9 +9,13 @@ from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.config import ModelConfig
 
 
-def get_config() -> RetentionConfig:
-    """Two arms of three days with a night after each."""
-    return RetentionConfig(
+def get_config(size: str = "whole") -> RetentionConfig:
+    """Two learners, two arms, three days with a night after each; or a ``brief`` one.
+
+    The brief life has one learner, two days, and nights that compile quickly: one teacher, who
+    only tells.
+    """
+    whole = RetentionConfig(
         world="biographies",
         days=3,
         facts_per_day=3,
@@ -53,4 +59,22 @@ def get_config() -> RetentionConfig:
             learning_rate=1e-3,
         ),
         save_seconds=0.0,
+    )
+    if size == "whole":
+        return whole
+    sleep = dataclasses.replace(
+        whole.sleep,
+        teachers=[TeacherConfig("dusk", "today")],
+        lam=0.0,
+        alpha=1.0,
+        rows=8,
+    )
+    return dataclasses.replace(
+        whole,
+        days=2,
+        seeds=1,
+        day=dataclasses.replace(whole.day, chunk=2),
+        sleep=sleep,
+        probes=False,
+        save_seconds=1e9,
     )
