@@ -21,6 +21,7 @@ def get_config(world: str = "clinc150") -> RetentionConfig:
         world=world,
         days=0,
         steps=180,
+        epochs=5.0,
         slots=10,
         length=64,
         seed=100,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, StackedStreams
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
+from sleeplm.data.streams import batches_per_epoch
 from sleeplm.methods.schedule import look
 from sleeplm.models.graft import graft
 from sleeplm.runtime.run import Run, Stage
@@ -44,13 +46,20 @@ class Bench:
     def keys(self) -> Array:
         return jnp.stack([jax.random.key(one.seed) for one in self.learners])
 
-    @property
+    @functools.cached_property
     def steps(self) -> list[int]:
-        """Wake steps of each day, in proportion to how many texts it has."""
-        texts = np.array([[len(day) for day in m.days] for m in self.materials]).mean(0)
-        chunk = self.config.day.chunk
-        chunks = self.config.day.steps / chunk * texts / texts.mean()
-        return [chunk * max(round(float(n)), 1) for n in chunks]
+        """Wake steps of each day, the same for all learners: by how much there is to read."""
+        day = self.config.day
+        if day.epochs:
+            batches = [
+                [batches_per_epoch(texts, day.batch, day.length) for texts in material.days]
+                for material in self.materials
+            ]
+            steps = day.epochs * np.mean(batches, axis=0)
+        else:
+            texts = np.array([[len(texts) for texts in m.days] for m in self.materials]).mean(0)
+            steps = day.steps * texts / texts.mean()
+        return [day.chunk * max(round(float(n) / day.chunk), 1) for n in steps]
 
 
 def learners_of(config: Any) -> list[Any]:

@@ -82,12 +82,19 @@ def night(**changes: Any) -> SleepConfig:
 
 
 def bench(
-    *, steps: int = 90, slots: int = 8, rank: int = 64, length: int = 64, **changes: Any
+    *,
+    steps: int = 90,
+    epochs: float = 3.5,
+    slots: int = 8,
+    rank: int = 64,
+    length: int = 64,
+    **changes: Any,
 ) -> RetentionConfig:
     """A retention run of a 0.9M-parameter backbone.
 
     Args:
-      steps: wake steps of an average day. slots, rank: of the experts. length: positions of a row.
+      steps: wake steps between two nights by the clock. epochs: readings of a day's texts.
+      slots, rank: of the experts. length: positions of a row.
       changes: of :class:`~sleeplm.bench.retention.RetentionConfig`.
     """
     settings: dict[str, Any] = {
@@ -101,7 +108,7 @@ def bench(
             levels=levels(steps, slots, rank),
         ),
         "pretrain": PretrainConfig(steps=1200, batch=16, length=length, chunk=20),
-        "day": DayConfig(steps=steps, batch=16, length=length, chunk=30),
+        "day": DayConfig(steps=steps, epochs=epochs, batch=16, length=length, chunk=30),
         "sleep": night(),
         "schedule": ScheduleConfig(when="day_end"),
     }

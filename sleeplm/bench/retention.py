@@ -45,11 +45,14 @@ class DayConfig:
 
     Attributes:
       steps: wake steps of a day of average length; longer days have more in proportion.
+      epochs: if not 0, how often a day's texts are read instead, to the nearest ``chunk``: days of
+        any size are then known equally well.
       batch, length: rows B and positions L of a wake batch.
       chunk: steps per compiled call; divides ``steps`` and every level's ``night``.
     """
 
     steps: int = 90
+    epochs: float = 0.0
     batch: int = 16
     length: int = 64
     chunk: int = 30
@@ -57,6 +60,7 @@ class DayConfig:
     def check(self, field: str) -> None:
         for name in ("steps", "batch", "length", "chunk"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        checks.at_least(f"{field}.epochs", self.epochs, 0)
         checks.divides(f"{field}.chunk", self.chunk, self.steps, f"{field}.steps")
 
 
