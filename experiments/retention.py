@@ -9,10 +9,10 @@ day, in wordings it has never seen. Arms: ``sleep`` and ``wake_only`` (same days
 Cost and the figures to expect are in README.md; the whole bench is retention_bench.py.
 """
 
-from sleeplm.bench.presets import bench
+from sleeplm.bench.presets import bench, night
 from sleeplm.bench.retention import RetentionConfig
 
 
 def get_config() -> RetentionConfig:
-    """Four days of 60 facts; up to 8 days fit the expert slots."""
-    return bench(world="atlas", days=4, facts_per_day=60)
+    """Four days of 60 facts and short nights; up to 6 days fit the expert slots."""
+    return bench(world="atlas", days=4, facts_per_day=60, slots=6, sleep=night(updates=240))
