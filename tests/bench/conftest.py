@@ -17,9 +17,11 @@ from sleeplm.bench.exams import stack_exams
 from sleeplm.bench.lives import Bench, learners_of, life_of, newborns
 from sleeplm.bench.material import paper_of, prepare
 from sleeplm.bench.retention import RetentionConfig
+from sleeplm.core.types import State
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.runtime import config as configs
+from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import METRICS, Run, Stage
 
@@ -32,12 +34,13 @@ class Lived(NamedTuple):
     bench: Bench
     arm: Arm
     run: Run
-    newborn: Any
-    state: Any
+    newborn: State
+    state: State
     lines: list[dict]
 
-    def of(self, event: str) -> list[dict]:
-        return [line for line in self.lines if line["event"] == event]
+    def of(self, event: str, **fields: Any) -> list[dict]:
+        wanted = {"event": event, **fields}
+        return [line for line in self.lines if wanted.items() <= line.items()]
 
 
 class Brief:
@@ -45,7 +48,7 @@ class Brief:
 
     @staticmethod
     def config(*, sleep: dict[str, Any] | None = None, **changes: Any) -> RetentionConfig:
-        """The brief configuration with other settings, ``sleep`` with some of the night's."""
+        """The brief configuration with other settings; ``sleep``: with others of its night."""
         config = configs.load_config(BRIEF, [])
         night = dataclasses.replace(config.sleep, **(sleep or {}))
         config = dataclasses.replace(config, sleep=night, **changes)
@@ -54,7 +57,7 @@ class Brief:
 
     @staticmethod
     def bench(config: RetentionConfig) -> Bench:
-        """A bench whose backbones are as they were born: nothing is pretrained."""
+        """A bench whose backbones are as they were born: nothing was pretrained."""
         learners = learners_of(config)
         materials = [prepare(one) for one in learners]
         paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
@@ -69,14 +72,25 @@ class Brief:
         return build_arm(name, bench.config, count_labels(bench.materials))
 
     @classmethod
-    def live(cls, bench: Bench, name: str, directory: pathlib.Path) -> Lived:
-        """The life of one arm, as a run in ``directory``."""
+    def live(
+        cls,
+        bench: Bench,
+        name: str,
+        directory: pathlib.Path,
+        change: Any = lambda agenda: agenda,
+    ) -> Lived:
+        """The life of one arm, as a run in ``directory``.
+
+        Args:
+          change: applied to the agenda first.
+        """
         arm, run = cls.arm(bench, name), Run(directory, bench.config, quiet=True)
-        life, born = life_of(bench, arm), jax.device_get(newborns(bench, arm))
-        stage = Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams)
-        state = jax.device_get(run.stage(stage))
-        lines = read_metrics(directory / METRICS)
-        return Lived(bench, arm, run, born, state, lines)
+        life, newborn = life_of(bench, arm), newborns(bench, arm)
+        agenda: list[Moment] = change(life.agenda())
+        # The first step takes its state's memory.
+        stage = Stage(name, lambda: jax.tree.map(jnp.copy, newborn), agenda, life.streams)
+        state = run.stage(stage)
+        return Lived(bench, arm, run, newborn, state, read_metrics(directory / METRICS))
 
 
 @pytest.fixture(scope="session")

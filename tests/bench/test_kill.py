@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -16,9 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from sleeplm.bench.retention import arm_model
-from sleeplm.methods.learner import learner
-from sleeplm.models.graft import backbone_config, graft
+from sleeplm.bench.arms import build_arm
+from sleeplm.bench.lives import Bench, learners_of, newborns
+from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.config import load_config
@@ -27,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LIFE = str(pathlib.Path(__file__).with_name("tiny_life.py"))
 CACHE = pathlib.Path(".cache") / "pretrained"  # in the working directory of a run
 KILLS_EARLY, KILLS_AT_WORK = 4, 14
+SELDOM = "--config.save_seconds=60"  # where no kill falls between two moments
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +46,7 @@ class Place:
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
+            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
         }
 
     def start(self, *arguments: str) -> subprocess.Popen:
@@ -82,25 +84,31 @@ class Place:
         return (self.run / "metrics.jsonl").read_bytes()
 
     def results(self) -> dict:
-        return without_seconds(json.loads((self.run / "results.json").read_text()))
+        return without_clock(json.loads((self.run / "results.json").read_text()))
 
     def timed(self) -> list[tuple[str, int]]:
         lines = (self.run / "timings.jsonl").read_text().splitlines()
         return [(r["stage"], r["position"]) for r in map(json.loads, lines)]
 
     def last(self, arm: str) -> dict[str, bytes]:
-        """The bits of the whole learner at the end of an arm's life."""
-        config = load_config(LIFE, [])
-        model = Model(arm_model(config, arm))
-
-        def make(key):
-            backbone = Model(backbone_config(config.model)).init(key)
-            return learner(model, config.sleep).init(graft(model, backbone, key), key)
-
-        like = jax.eval_shape(make, jax.random.key(0))
+        """The bits of both learners at the end of an arm's life."""
+        like = shape_of(arm)
         with Checkpoints(self.run / "checkpoints" / arm) as checkpoints:
             state = checkpoints.restore(like).learner
         return {path: bits(leaf) for path, leaf in leaves(state)}
+
+
+@functools.cache
+def shape_of(arm: str):
+    """Learners of that arm, without their arrays."""
+    config = load_config(LIFE, [])
+
+    def make(keys):
+        params = jax.vmap(Model(backbone_config(config.model)).init)(keys)
+        bench = Bench(config, learners_of(config), [], None, params, {})
+        return newborns(bench, build_arm(arm, config, classes=0))
+
+    return jax.eval_shape(make, jax.random.split(jax.random.key(0), config.seeds))
 
 
 def leaves(state) -> list[tuple[str, jax.Array]]:
@@ -114,9 +122,12 @@ def bits(leaf: jax.Array) -> bytes:
     return np.asarray(leaf).tobytes()
 
 
-def without_seconds(value):
+def without_clock(value):
+    """Results without what may differ: how long it took, and how often it was saved."""
+    if isinstance(value, list):
+        return [without_clock(entry) for entry in value]
     if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_clock(v) for k, v in value.items() if "seconds" not in k}
     return value
 
 
@@ -190,7 +201,7 @@ def test_signals_stop_a_run_in_one_line_that_says_how_to_go_on(tmp_path, whole, 
     shutil.copytree(whole.folder / ".cache", place.folder / ".cache")
     for signum in (signal.SIGTERM, signal.SIGINT):
         before = place.moments()
-        process = place.start("--resume", "--quiet", "--config.seed=0")
+        process = place.start("--resume", "--quiet", "--config.seed=0", SELDOM)
         place.wait(process, lambda b=before: place.moments() > b + 3)
         process.send_signal(signum)
         began = time.monotonic()
@@ -201,7 +212,7 @@ def test_signals_stop_a_run_in_one_line_that_says_how_to_go_on(tmp_path, whole, 
         assert f"stopped by {signum.name}; saved" in said
         command = said.split("Go on with: ")[1]
         assert command.split() == [
-            *["sleeplm", "run", LIFE, "--config.seed=0", "--workdir", "run", "--resume"]
+            *["sleeplm", "run", LIFE, "--config.seed=0", SELDOM, "--workdir", "run", "--resume"]
         ]
     said = place.finish(*command.split()[3:])
     assert "sleep: going on from" in said
@@ -252,7 +263,7 @@ def test_a_run_is_not_resumed_with_other_settings_but_may_be_kept_otherwise(whol
     said = whole.finish("--resume", "--config.seed=1", status=2)
     assert len(said.splitlines()) == 1
     assert "another configuration" in said
-    copy.finish("--resume", "--config.keep=5", "--config.save_seconds=9")
+    copy.finish("--resume", "--config.keep=5", SELDOM)
 
 
 def test_a_finished_run_only_reports_again(copy):
@@ -281,22 +292,23 @@ def test_a_damaged_cache_is_told_in_one_line_and_trained_again(copy, whole):
     for path in store.rglob("*"):
         if path.is_file():
             os.truncate(path, path.stat().st_size // 2)
-    short = "--config.arms=['wake_only']"
-    said = copy.finish(short)
+    assert len(list((copy.folder / CACHE).iterdir())) == 2  # the other learner's is whole
+    short = ("--config.arms=['wake_only']", SELDOM)
+    said = copy.finish(*short)
     told = [line for line in said.splitlines() if "cached backbone cannot be used" in line]
     assert len(told) == 1
     assert b'"event": "pretrain"' in copy.metrics()
     shutil.rmtree(copy.run)
-    said = copy.finish(short)
-    assert "pretrained backbone found" in said
+    said = copy.finish(*short)
+    assert "pretrained backbones found" in said
     assert b'"event": "pretrain"' not in copy.metrics()
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_a_run(tmp_path, compiled):
     place = Place(tmp_path / "uncached", compiled)
     (place.folder / ".cache").write_text("a file")
-    said = place.finish("--config.arms=['wake_only']", "--config.days=1")
-    assert "not cached" in said
+    said = place.finish("--config.arms=['wake_only']", SELDOM)
+    assert said.count("not cached") == 2
 
 
 def test_the_whole_life_has_every_moment_and_its_sizes(whole):
@@ -304,8 +316,15 @@ def test_the_whole_life_has_every_moment_and_its_sizes(whole):
     config = load_config(LIFE, [])
     stages = [stage for stage, _ in whole.timed()]
     assert stages.count("pretrain") == config.pretrain.steps // config.pretrain.chunk
-    night = 2 + config.sleep.blocks
+    night = 3 + config.sleep.blocks  # falling asleep, beginning, ending
     day = 1 + config.day.steps // config.day.chunk + 2  # cues, awake, two exams
-    assert stages.count("sleep") == 1 + config.days * (day + night)
+    first_cues = last_questions = 1
+    assert stages.count("sleep") == first_cues + config.days * (day + night) + last_questions
     assert stages.count("wake_only") == config.days * (config.day.steps + 1)
     assert len(whole.last("sleep")) > len(whole.last("wake_only")) > 40
+    lines = [json.loads(line) for line in whole.metrics().splitlines()]
+    losses = [line["loss"] for line in lines if line["event"] in ("pretrain", "wake", "seed")]
+    assert all(len(loss) == config.seeds == 2 for loss in losses)
+    assert all(one != other for one, other in losses), "the learners should not be the same"
+    results = whole.results()["arms"]
+    assert [run["seed"] for run in results["sleep"]] == [0, 1]

@@ -194,7 +194,7 @@ def test_every_compiled_step_is_traced_once_in_a_whole_life(tiny, tmp_path):
 
         return run
 
-    config = tiny.config(pool="merge_oldest", rollback=0.0, alpha=0.9)
+    config = brief(tiny, pool="merge_oldest", rollback=0.0)
     life, state = life_of(tiny, tiny.model(tiny.two_levels(slots=2)), config, days=4)
     whole = life.learner
     (rest,) = whole.rests

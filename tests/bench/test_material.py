@@ -23,7 +23,7 @@ from sleeplm.bench.material import (
 )
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import repeated
-from sleeplm.data.facts import exam, statements, subjects
+from sleeplm.data.facts import exam, questions, statements, subjects
 from sleeplm.data.labels import LABEL, QUESTION
 from sleeplm.data.plain import TEXT
 from sleeplm.data.text import BOS, EOS, train_bpe
@@ -40,6 +40,7 @@ def config(**changes) -> SimpleNamespace:
         "pretrain_people": 20,
         "statements": 2,
         "questions": 5,
+        "wear": 0.5,
         "exam_pretrain": 30,
         "exam_per_day": 0,
         "text": "",
@@ -94,7 +95,11 @@ def test_days_are_read_in_every_training_wording_and_pretraining_in_some(lesson)
     settings, material = lesson
     world = world_of(settings)
     for facts, rows in zip(world.days, material.days, strict=True):
-        assert len(rows) == sum(len(world.relations[fact.relation].training) for fact in facts)
+        plain = statements(world, facts) + questions(world, facts)
+        assert {document.text for document in plain} <= set(texts(material, rows))
+        assert len(plain) == sum(len(world.relations[f.relation].training) for f in facts)
+        worn = round(settings.wear * len(questions(world, facts)) / len(facts))
+        assert len(rows) == len(plain) + worn * len(facts) > len(plain)
     most = (settings.statements + settings.questions) * len(world.pretrain)
     assert len(world.pretrain) < len(material.pretrain) <= most
     assert all(row[0] == BOS and row[-1] == EOS for row in material.pretrain)
@@ -280,7 +285,8 @@ def test_facts_of_a_file_become_days(files):
     settings = config(world="facts:mine.jsonl", days=0)
     assert check_world(settings) == 3
     material = prepare(settings)
-    assert [len(day) for day in material.days] == [3 * 18] * 3
+    plain, worn = 18, 5
+    assert [len(day) for day in material.days] == [3 * (plain + worn)] * 3
     assert len({d.fact for d in material.curriculum.pretrain}) == settings.pretrain_people
     assert repeated(material.curriculum) == []
 

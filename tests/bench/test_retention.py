@@ -11,30 +11,46 @@ import numpy as np
 import pytest
 
 from sleeplm import cli
-from sleeplm.bench.retention import arm_model
-from sleeplm.runtime.config import load_config
+from sleeplm.bench.arms import build_arm
+from sleeplm.runtime.config import check, load_config
 from sleeplm.runtime.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-EXPERIMENT = str(ROOT / "experiments" / "retention.py")
-LIFE = str(pathlib.Path(__file__).with_name("tiny_life.py"))
-
-
-def life(**overrides):
-    return load_config(LIFE, [f"--config.{k}={v}" for k, v in overrides.items()])
-
-
-def experiment(*overrides):
-    return load_config(EXPERIMENT, [f"--config.{o}" for o in overrides])
+EXPERIMENTS = [
+    "retention",
+    "retention_bench",
+    "retention_bench:biographies",
+    "retention_intents",
+    "retention_nights",
+    "retention_nights:200",
+    *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
+]
+LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
+#: Two learners; students write as much as teachers do.
+SETTINGS = ("--config.seeds=2", "--config.sleep.lam=0.5", "--config.probes=True")
 
 
 def test_wake_only_is_the_same_model_without_nights():
-    config = experiment()
-    assert arm_model(config, "sleep") == config.model
-    awake = arm_model(config, "wake_only")
+    config = load_config(str(ROOT / "experiments" / "retention.py"), [])
+    assert build_arm("sleep", config, classes=0).model.config == config.model
+    awake = build_arm("wake_only", config, classes=0).model.config
     assert [level.night for level in awake.levels] == [0, 0]
     for one, other in zip(awake.levels, config.model.levels, strict=True):
         assert dataclasses.replace(one, night=other.night) == other
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_settings_that_can_work(name):
+    file, *argument = name.split(":")
+    config = load_config(":".join([str(ROOT / "experiments" / f"{file}.py"), *argument]), [])
+    check(config)
+    for arm in config.arms:
+        assert build_arm(arm, config, classes=150).sleep.rows
+
+
+def test_every_experiment_file_is_among_them():
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert {name.partition(":")[0] for name in EXPERIMENTS} == files
 
 
 # --- the whole job -------------------------------------------------------------------------------
@@ -46,8 +62,7 @@ def ran(tmp_path_factory):
     place = tmp_path_factory.mktemp("retention")
     arguments = [
         *("run", LIFE, "--workdir", str(place / "run"), "--quiet"),
-        *(f"--config.cache={place / 'cache'}", "--config.world=biographies"),
-        *("--config.save_seconds=60", "--config.days=2", "--config.sleep.alpha=1"),
+        *(f"--config.cache={place / 'cache'}", *SETTINGS),
     ]
     assert cli.main(arguments) == 0
     return place / "run"
@@ -66,27 +81,35 @@ def test_the_report_has_what_programs_look_for(ran):
         assert matrix[0][1] is None
         assert recall["mean"] == pytest.approx(np.mean(matrix[1]))
         assert len(arm["awake"]) == len(arm["pretrain"]) == 2
-        assert arm["cost"][0]["tokens"]["wake"] == 2 * 4 * 4 * 96
-        assert arm["cost"][0]["seconds"]["total"] > 0
+        assert arm["seeds"] == len(arm["cost"]) == 2
+        for cost in arm["cost"]:
+            assert cost["tokens"]["read"] == 2 * 4 * 4 * 96
+            assert cost["seconds"]["total"] > 0
     difference = report["difference"]["sleep_minus_wake_only"]["mean_recall_last"]
     assert {"mean", "low", "high"} <= set(difference)
     assert set(report["certified"]) == {"awake", "wake_only_loses"}
     assert report["config"]["world"] == "biographies"
+    assert report["arms"]["sleep"]["figures"]["routing_oracle"]["mean"] >= 0
     assert (ran / "report.md").read_text().startswith("# retention")
 
 
 @pytest.mark.slow
 def test_the_matrix_is_what_the_exams_said_after_every_night(ran):
     report = json.loads((ran / "report.json").read_text())
+    results = json.loads((ran / "results.json").read_text())
     lines = read_metrics(ran / "metrics.jsonl")
     for name, when in (("sleep", "dawn"), ("wake_only", "dusk")):
         said = [r for r in lines if r["stage"] == name and r.get("when") == when]
+        assert len(said) == 2
         for day, line in enumerate(said):
-            row = report["arms"][name]["matrix"][day]
-            assert row[: day + 1] == line["recall"][: day + 1]
-            assert report["arms"][name]["pretrain"][day] == line["pretrain"]
+            for e, learner in enumerate(results["arms"][name]):
+                assert learner["matrix"][day][: day + 1] == line["recall"][e][: day + 1]
+                assert learner["pretrain"][day] == line["pretrain"][e]
+            mean = report["arms"][name]["matrix"][day]
+            assert mean[: day + 1] == pytest.approx(np.mean(line["recall"], axis=0)[: day + 1])
+            assert report["arms"][name]["pretrain"][day] == pytest.approx(np.mean(line["pretrain"]))
     events = {r["event"] for r in lines if r["stage"] == "sleep"}
-    assert events == {"cues", "wake", "exam", "seed", "seed_end"}
+    assert events == {"cues", "wake", "exam", "seed", "seed_end", "probe"}
     assert {r["event"] for r in lines if r["stage"] == "wake_only"} == {"wake", "exam"}
 
 
@@ -98,20 +121,22 @@ def test_both_arms_read_the_same_text_in_the_same_order_until_the_first_night(ra
         for arm in ("sleep", "wake_only")
     ]
     first, *_ = losses[0]
-    assert first == losses[1][0]  # the same parameters and the same batch
+    assert first == losses[1][0]  # the same parameters and the same batch, of both learners
+    assert first[0] != first[1]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_sampled_tokens_are_counted_as_they_are_made(ran):
     report = json.loads((ran / "report.json").read_text())
-    sleep = life().sleep
+    sleep = load_config(LIFE, list(SETTINGS)).sleep
     sources = sum(1 for _ in itertools.product(sleep.teachers, ("teacher", "student")))
     rows = sources * sleep.rows * sleep.inner
-    tokens = report["arms"]["sleep"]["cost"][0]["tokens"]
-    assert tokens["sampled"] == 2 * sleep.blocks * rows * sleep.length
-    assert tokens["seeded"] == tokens["sampled"] * sleep.epochs
-    assert report["arms"]["wake_only"]["cost"][0]["tokens"]["sampled"] == 0
+    for cost in report["arms"]["sleep"]["cost"]:
+        tokens = cost["tokens"]
+        assert tokens["sampled"] == 2 * sleep.blocks * rows * sleep.length
+        assert tokens["seeded"] == tokens["sampled"] * sleep.epochs
+    assert all(set(cost["tokens"]) == {"read"} for cost in report["arms"]["wake_only"]["cost"])
 
 
 @pytest.mark.slow

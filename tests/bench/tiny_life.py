@@ -1,4 +1,4 @@
-"""A life of seconds: few people, three days, every part of the night in use, many moments."""
+"""A life of seconds: few people, three days, teachers and students who both write, many moments."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def get_config(size: str = "whole") -> RetentionConfig:
             inner=2,
             epochs=1,
             lam=0.5,
-            alpha=0.8,
+            alpha=1.0,
             group=2,
             length=20,
             cue_tokens=12,
@@ -66,7 +66,6 @@ def get_config(size: str = "whole") -> RetentionConfig:
         whole.sleep,
         teachers=[TeacherConfig("dusk", "today")],
         lam=0.0,
-        alpha=1.0,
         rows=8,
     )
     return dataclasses.replace(

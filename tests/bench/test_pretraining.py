@@ -1,0 +1,137 @@
+"""Backbones are trained once: all together, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sleeplm.bench.lives import learners_of
+from sleeplm.bench.material import prepare
+from sleeplm.bench.pretraining import cache_key, pretrained
+from sleeplm.core import tree
+from sleeplm.methods.pretrain import PretrainConfig
+from sleeplm.models.graft import backbone_config
+from sleeplm.models.transformer import Model
+from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import METRICS, Run
+
+pytestmark = pytest.mark.slow
+
+
+class Nursery:
+    """Two learners whose backbones are kept in one cache."""
+
+    def __init__(self, brief, folder):
+        self.folder, self.cache = folder, folder / "cache"
+        training = PretrainConfig(steps=4, batch=4, length=96, chunk=2, warmup=1)
+        self.config = brief.config(seeds=2, pretrain=training, cache=str(self.cache))
+        self.model = Model(backbone_config(self.config.model))
+        self.learners = learners_of(self.config)
+        self.materials = [prepare(one) for one in self.learners]
+
+    def run(self, name: str, **more) -> Run:
+        return Run(self.folder / name, self.config, quiet=True, **more)
+
+    def pretrained(self, run: Run):
+        run.claim()
+        return pretrained(run, self.model, self.learners, self.materials)
+
+    def store(self, e: int):
+        return self.cache / cache_key(self.model, self.learners[e], self.materials[e])
+
+    def stored(self, e: int):
+        like = jax.eval_shape(self.model.init, jax.random.key(0))
+        with Checkpoints(self.store(e)) as checkpoints:
+            return checkpoints.restore(like).learner
+
+
+@pytest.fixture(scope="module")
+def nursery(brief, tmp_path_factory):
+    return Nursery(brief, tmp_path_factory.mktemp("nursery"))
+
+
+@pytest.fixture(scope="module")
+def first(nursery):
+    """The run that trained, and its parameters."""
+    run = nursery.run("first")
+    return run, nursery.pretrained(run)
+
+
+def trained_steps(run: Run) -> list[int]:
+    path = run.directory / METRICS
+    return [line["step"] for line in read_metrics(path)] if path.exists() else []
+
+
+def test_without_a_cache_all_are_trained_together_and_each_is_kept(nursery, first):
+    run, params = first
+    assert trained_steps(run) == [2, 4]
+    for line in read_metrics(run.directory / METRICS):
+        assert len(line["loss"]) == 2 and line["loss"][0] != line["loss"][1]
+    born = jax.jit(nursery.model.init)(jax.random.key(nursery.learners[0].seed))
+    assert tree.differing(born, jax.tree.map(lambda x: x[0], params))
+    assert sorted(path.name for path in nursery.cache.iterdir()) == sorted(
+        nursery.store(e).name for e in (0, 1)
+    )
+
+
+def test_what_is_kept_is_what_was_trained(nursery, first):
+    _, params = first
+    for e in (0, 1):
+        mine = jax.tree.map(lambda x, e=e: x[e], params)
+        assert tree.differing(nursery.stored(e), mine) == []
+
+
+def test_a_cache_that_has_all_is_used_and_nothing_is_trained(nursery, first):
+    _, params = first
+    run = nursery.run("second")
+    assert tree.differing(nursery.pretrained(run), params) == []
+    assert trained_steps(run) == [] and not run.has("pretrain")
+
+
+def test_one_that_is_missing_trains_all_again_to_the_same_parameters(nursery, first):
+    _, params = first
+    kept = {p: p.read_bytes() for p in nursery.store(0).rglob("*") if p.is_file()}
+    shutil.rmtree(nursery.store(1))
+    run = nursery.run("third")
+    assert tree.differing(nursery.pretrained(run), params) == []
+    assert trained_steps(run) == [2, 4]
+    assert {p: p.read_bytes() for p in nursery.store(0).rglob("*") if p.is_file()} == kept
+    mine = jax.tree.map(lambda x: x[1], params)
+    assert tree.differing(nursery.stored(1), mine) == []  # it is there again
+
+
+def test_a_run_that_has_trained_goes_on_with_that_whatever_the_cache_holds(nursery, first):
+    before, params = first
+    hidden = nursery.folder / "hidden"
+    nursery.cache.rename(hidden)
+    try:
+        again = nursery.run("first", resume=True)
+        assert tree.differing(nursery.pretrained(again), params) == []
+        assert trained_steps(again) == trained_steps(before) == [2, 4]
+    finally:
+        shutil.rmtree(nursery.cache)
+        hidden.rename(nursery.cache)
+
+
+def test_a_backbone_is_known_by_everything_that_it_depends_on(nursery):
+    one, material = nursery.learners[0], nursery.materials[0]
+    key = cache_key(nursery.model, one, material)
+    other = dataclasses.replace(material, pretrain=material.pretrain[:-1])
+    training = dataclasses.replace(one.pretrain, learning_rate=one.pretrain.learning_rate / 2)
+    wider = Model(dataclasses.replace(nursery.model.config, d_model=32))
+    keys = {
+        key,
+        cache_key(nursery.model, one, other),
+        cache_key(nursery.model, dataclasses.replace(one, seed=one.seed + 2), material),
+        cache_key(nursery.model, dataclasses.replace(one, pretrain=training), material),
+        cache_key(wider, one, material),
+    }
+    assert len(keys) == 5
+    night = dataclasses.replace(one, sleep=dataclasses.replace(one.sleep, updates=0), days=1)
+    assert cache_key(nursery.model, night, material) == key  # nights come later
+    assert np.all([len(name) == 16 for name in keys])

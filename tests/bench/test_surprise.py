@@ -1,0 +1,251 @@
+"""Nights that follow the stream instead of the clock: at a change of topic, and after every day."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleeplm.bench.life import Life
+from sleeplm.bench.lives import life_of as life_of_arm
+from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.core import tree
+from sleeplm.core.phase import scope
+from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.learner import learner
+from sleeplm.methods.schedule import ScheduleConfig, look
+from sleeplm.runtime.lifecycle import Stopped, StopRequest
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import METRICS, Run, Stage
+
+pytestmark = pytest.mark.slow
+
+STEPS = [5, 12, 6, 8]  # wake steps of days that each have a topic of their own
+ENDS = np.cumsum(STEPS).tolist()
+
+
+@dataclasses.dataclass
+class Settings:
+    keep: int = 3
+    save_seconds: float = 1e9
+
+
+def topic(day: int) -> list[list[int]]:
+    """Texts that say the same four words, which no other day knows, again and again."""
+    words = 3 + 4 * day + np.arange(4)
+    return [[1, *np.roll(words, i).tolist() * 2, 2] for i in range(4)]
+
+
+def parts(tiny, **schedule):
+    """Model and settings of a learner for whom a topic is old after two steps."""
+    levels = [
+        tiny.level("fast", kind="graft", period=1, night=4, learning_rate=0.1),
+        tiny.level("slow", slots=len(STEPS), top_k=2),
+    ]
+    night = {"teachers": [TeacherConfig("dusk", "today")], "lam": 0.0, "alpha": 1.0}
+    sleep = tiny.config(**night, updates=2, inner=1, rollback=0.0)
+    when = ScheduleConfig(**{"when": "surprise", "ratio": 1.5, "shortest": 2, **schedule})
+    return tiny.model(levels), sleep, when
+
+
+def life_of(tiny, **schedule):
+    """A life of days of unequal length, and how it begins."""
+    model, sleep, when = parts(tiny, **schedule)
+    functions, watch = learner(model, sleep, chunk=8), look(model, when, "fast", chunk=8)
+
+    def born(key):
+        state = functions.init(tiny.params(model), key)
+        private = {**state.private, "schedule": watch.init(state.params, key)}
+        return jax.tree.map(lambda x: x[None], state.replace(private=private))
+
+    cues = [{k: v[None] for k, v in tiny.cues(0, d).items() if k != "today"} for d in range(4)]
+    streams = [DayStreams([topic(day) for day in range(4)], batch=4, length=12, seed=0)]
+    life = Life(
+        learner=functions,
+        sleep=sleep,
+        streams=StackedStreams(streams),
+        steps=STEPS,
+        chunk=1,
+        cues=cues,
+        before=cues[0],
+        examine=lambda state, paper: {"recall": jnp.zeros(4), "pretrain": jnp.zeros(())},
+        paper=lambda day: (),
+        look=scope(watch.step, "schedule"),
+    )
+    return life, jax.jit(born)(jax.random.key(0))
+
+
+class Killed(Exception):
+    """Stands for the end of a process: what is not in a checkpoint is lost."""
+
+
+class Place:
+    """A run directory in which an agenda is lived, in one go or in several."""
+
+    def __init__(self, directory, agenda, newborn, streams):
+        self.directory, self.agenda, self.newborn = directory, agenda, newborn
+        self.streams = streams
+
+    def live(self, *, save_after=None, killed_at=None):
+        """Goes on from the last checkpoint.
+
+        Args:
+          save_after: after this moment a signal asks to save and to leave.
+          killed_at: nothing of this moment, nor of those since the last checkpoint, is kept.
+        """
+        stop = StopRequest()
+
+        def running(position, moment):
+            def run(state):
+                if position == killed_at:
+                    raise Killed
+                if position == save_after:
+                    stop.signum = signal.SIGTERM
+                return moment.run(state)
+
+            return dataclasses.replace(moment, run=run)
+
+        agenda = [running(i, moment) for i, moment in enumerate(self.agenda)]
+        run = Run(self.directory, Settings(), quiet=True, resume=True, stop=stop)
+
+        def newborn():
+            return jax.tree.map(jnp.copy, self.newborn)
+
+        return run.stage(Stage("life", newborn, agenda, self.streams))
+
+    def lines(self, event: str) -> list[dict]:
+        lines = read_metrics(self.directory / METRICS)
+        return [line for line in lines if line["event"] == event]
+
+    def nights(self) -> list[int]:
+        """Wake steps before each night."""
+        step, slept = 0, []
+        for line in read_metrics(self.directory / METRICS):
+            step = line.get("step", step)
+            if line["event"] == "seed_end":
+                slept.append(step)
+        return slept
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A life by surprise with as many nights as it likes, and its last state."""
+    life, newborn = life_of(tiny)
+    directory = tmp_path_factory.mktemp("surprise") / "run"
+    place = Place(directory, life.agenda(), newborn, life.streams)
+    return place, place.live()
+
+
+def test_by_surprise_nights_fall_where_the_topic_changes_and_at_the_end(whole):
+    place, state = whole
+    assert place.nights() == ENDS
+    assert state.counters["nights"].tolist() == [len(STEPS)]
+    assert state.slots["slow"].active.all()
+    looks = place.lines("look")
+    assert [line["last"] for line in looks] == [False] * sum(STEPS) + [True]
+    surprises = [line["surprise"][0] for line in looks[:-1]]
+    changes = [surprises[end] for end in ENDS[:-1]]
+    inside = [x for step, x in enumerate(surprises) if step not in ENDS]
+    assert min(changes) > 1.5 > max(inside)
+
+
+def test_what_is_looked_at_is_what_is_read_next_and_is_not_taken():
+    days = [topic(day) for day in range(4)]
+    streams, others = (
+        StackedStreams([DayStreams(days, batch=4, length=12, seed=seed) for seed in (0, 1)])
+        for _ in range(2)
+    )
+    for day in (0, 0, 1):
+        seen = streams.peek(day)
+        jax.tree.map(np.testing.assert_array_equal, seen, streams.peek(day))
+        taken, unseen = streams.take(day, 2), others.take(day, 2)
+        jax.tree.map(np.testing.assert_array_equal, taken, unseen)
+        for name, batch in seen.items():
+            np.testing.assert_array_equal(batch, taken[name][:, 0])
+
+
+def test_a_budget_of_nights_is_never_exceeded_and_the_last_one_ends_the_life(tiny, tmp_path):
+    always = {"ratio": 0.01, "nights": 3}  # every look is a surprise
+    life, newborn = life_of(tiny, **always)
+    place = Place(tmp_path / "run", life.agenda(), newborn, life.streams)
+    state = place.live()
+    assert place.nights() == [2, 4, sum(STEPS)]
+    assert sum(line["sleeps"][0] for line in place.lines("look")) == 3
+    assert state.counters["nights"].tolist() == [3]
+
+
+def test_a_life_by_surprise_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
+    place, state = whole
+    looks = [i for i, m in enumerate(place.agenda) if m.record.get("event") == "look"]
+    change = looks[ENDS[0]]  # the look that sends to the first night
+    again = Place(tmp_path / "run", place.agenda, place.newborn, place.streams)
+    goes = [
+        {"save_after": change},  # asleep, and not yet begun
+        {"killed_at": change + 3},  # after one block of seeding
+        {"save_after": change + 2},  # between two blocks
+        {"save_after": looks[ENDS[1]] - 1},  # a day has been read, nobody has looked further
+        {"killed_at": looks[-1]},
+        {},
+    ]
+    for go in goes:
+        again.streams.take(3, 2)  # wherever the stream of this process happens to be
+        expected = {"save_after": Stopped, "killed_at": Killed}.get(next(iter(go), ""))
+        if expected is None:
+            ended = again.live()
+        else:
+            with pytest.raises(expected):
+                again.live(**go)
+    assert (again.directory / METRICS).read_bytes() == (place.directory / METRICS).read_bytes()
+    assert tree.differing(ended, state) == []
+
+
+# --- nights that nobody has to be asked about ----------------------------------------------------
+
+
+def nights_of(life) -> list[tuple[str, int]]:
+    """Who begins a night, after how many wake steps, according to an agenda."""
+    step, slept = 0, []
+    for moment in life.agenda():
+        step = moment.record.get("step", step)
+        if moment.record.get("event") == "seed_end":
+            slept.append((moment.record["sender"], step))
+    return slept
+
+
+@pytest.fixture(scope="module")
+def cascade(tiny):
+    """Three levels, the second of which sleeps half as often."""
+    levels = [
+        tiny.level("fast", kind="graft", period=1, night=4),
+        tiny.level("middle", kind="graft", period=2, night=8, slots=3, top_k=2),
+        tiny.level("slow", slots=3, top_k=2),
+    ]
+    return learner(tiny.model(levels), tiny.config(alpha=1.0), chunk=8)
+
+
+def test_at_days_end_one_night_follows_every_day_however_long(tiny, cascade):
+    life, _ = life_of(tiny)
+    unequal = dataclasses.replace(life, learner=cascade, look=None, chunk=1)
+    by_day = nights_of(dataclasses.replace(unequal, day_end=True))
+    assert [step for sender, step in by_day if sender == "fast"] == ENDS
+    # A slower level sleeps after as many days as its night is longer.
+    assert [step for sender, step in by_day if sender == "middle"] == ENDS[1::2]
+    by_clock = nights_of(unequal)
+    assert [step for sender, step in by_clock if sender == "fast"] == [*range(4, ENDS[-1], 4)]
+    assert {step for _, step in by_clock}.isdisjoint(ENDS[:1])
+
+
+def test_days_of_unequal_size_are_read_in_proportion_and_slept_on_once(brief):
+    schedule = ScheduleConfig(when="day_end")
+    config = brief.config(days=0, day_sizes=[2, 9, 4], schedule=schedule)
+    bench = brief.bench(config)
+    assert bench.steps == [2, 8, 4]
+    assert nights_of(life_of_arm(bench, brief.arm(bench, "sleep"))) == [
+        ("fast", 2),
+        ("fast", 10),
+        ("fast", 14),
+    ]
