@@ -1,12 +1,16 @@
 """A life of seconds: few people, three days, teachers and students who both write, many moments."""
 
 import dataclasses
+import gc
 
 from sleeplm.bench.retention import DayConfig, RetentionConfig
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.config import ModelConfig
+
+# Tracing makes many objects and little garbage: looking for it would take a seventh of this life.
+gc.set_threshold(100_000)
 
 
 def get_config(size: str = "whole") -> RetentionConfig:
