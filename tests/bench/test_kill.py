@@ -46,7 +46,8 @@ class Place:
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+            "--xla_cpu_parallel_codegen_split_count=1",
         }
 
     def start(self, *arguments: str) -> subprocess.Popen:
