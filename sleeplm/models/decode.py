@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sleeplm.core.types import Array, Variables
+from sleeplm.core.types import Array, PyTree, Variables
 from sleeplm.models.transformer import Model
 
 MIN_TEMPERATURE = 1e-4
@@ -87,62 +87,116 @@ def generate(
     total = cue + max_new
     times = jnp.arange(total)
 
-    def forward(tokens: Array, at: Array | int, cache):
+    given = {"pad": pad, "uniform": uniform, "noise": noise}  # of each row, for all steps
+
+    def forward(given: PyTree, tokens: Array, at: Array | int, cache: PyTree):
+        pad = given["pad"]
         now = at + jnp.arange(tokens.shape[1])
         seen = (times[None, None] <= now[None, :, None]) & (times >= pad[:, None])[:, None]
         # A padding query sees only itself, so that no row of the softmax is empty.
         seen = seen | (times[None, None] == now[None, :, None])
         positions = jnp.maximum(now[None] - pad[:, None], 0)
         x, cache = model.run(
-            variables, tokens, positions, seen[:, None], explore=noise, cache=cache, at=at
+            variables, tokens, positions, seen[:, None], explore=given["noise"], cache=cache, at=at
         )
         logits = jnp.matmul(x[:, -1], unembed, preferred_element_type=jnp.float32)
         return logits, x[:, -1:] if keep_hidden else None, cache
 
-    def choose(logits: Array, step: Array | int, done: Array) -> tuple[Array, Array]:
-        token = sample(logits, uniform[:, step], temperature, top_k)
+    def choose(given: PyTree, logits: Array, step: Array | int, done: Array):
+        token = sample(logits, given["uniform"][:, step], temperature, top_k)
         chosen = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
         logp = chosen - jax.nn.logsumexp(logits, axis=-1)
         return jnp.where(done, 0, token), jnp.where(done, 0.0, logp)
 
-    def cond(carry):
-        step, _, done, *_ = carry
-        return (step < max_new) & ~_all(done)
+    def write(given: PyTree, written: _Written, cache: PyTree, step: Array, until: int):
+        """Goes on until no more than ``until`` rows are unfinished."""
 
-    def body(carry):
-        step, token, done, out, logps, states, cache = carry
-        logits, x, cache = forward(token[:, None], cue + step - 1, cache)
-        token, logp = choose(logits, step, done)
-        out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
-        logps = jax.lax.dynamic_update_slice_in_dim(logps, logp[:, None], step, 1)
-        if keep_hidden:
-            states = jax.lax.dynamic_update_slice_in_dim(states, x, step, 1)
-        return step + 1, token, done | (token == eos), out, logps, states, cache
+        def cond(carry):
+            step, written, _ = carry
+            return (step < max_new) & (_unfinished(written.done) > until)
 
-    logits, x, cache = forward(aligned, 0, model.init_cache(batch, total))
-    token, logp = choose(logits, 0, jnp.zeros_like(lengths, bool))
-    out = jnp.zeros_like(prompts, shape=(batch, max_new)).at[:, 0].set(token)
-    logps = jnp.zeros_like(logits, shape=(batch, max_new)).at[:, 0].set(logp)
-    states = jnp.pad(x, ((0, 0), (0, max_new - 1), (0, 0))) if keep_hidden else None
-    start = (jnp.int32(1), token, token == eos, out, logps, states, cache)
-    *_, out, logps, states, _ = jax.lax.while_loop(cond, body, start)
+        def body(carry):
+            step, written, cache = carry
+            logits, x, cache = forward(given, written.token[:, None], cue + step - 1, cache)
+            token, logp = choose(given, logits, step, written.done)
+            return step + 1, written.add(step, token, logp, x, eos), cache
+
+        return jax.lax.while_loop(cond, body, (step, written, cache))
+
+    logits, x, cache = forward(given, aligned, 0, model.init_cache(batch, total))
+    token, logp = choose(given, logits, 0, jnp.zeros_like(lengths, bool))
+    written = _Written(
+        token=token,
+        done=token == eos,
+        out=jnp.zeros_like(prompts, shape=(batch, max_new)).at[:, 0].set(token),
+        logps=jnp.zeros_like(logits, shape=(batch, max_new)).at[:, 0].set(logp),
+        states=jnp.pad(x, ((0, 0), (0, max_new - 1), (0, 0))) if keep_hidden else None,
+    )
+    few = _few(batch)
+    step, written, cache = write(given, written, cache, jnp.int32(1), few)
+    if few:
+        # The long ones go on among themselves: a step costs a processor what its rows cost.
+        rows = jnp.argsort(written.done, stable=True)[:few]
+        axis = 1 if c.scan_layers else 0
+        noise = None if noise is None else jax.tree.map(lambda x: x[:, rows], noise)
+        given = {"pad": pad[rows], "uniform": uniform[rows], "noise": noise}
+        cache = jax.tree.map(lambda x: jnp.take(x, rows, axis), cache)
+        late = jax.tree.map(lambda x: x[rows], written)
+        _, late, _ = write(given, late, cache, step, 0)
+        written = jax.tree.map(lambda x, new: x.at[rows].set(new), written, late)
+    out, logps, states = written.out, written.logps, written.states
     stop = out == eos
     new = jnp.where(stop.any(1), jnp.argmax(stop, 1) + 1, max_new).astype(jnp.int32)
     return _join(prompts, lengths, out, logps, states, new)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What the loop has written so far: per row the last token, whether it is done, and all."""
+
+    token: Array
+    done: Array
+    out: Array
+    logps: Array
+    states: Array | None
+
+    def add(self, step: Array, token: Array, logp: Array, x: Array | None, eos: int) -> _Written:
+        """One more token of every row; x [B, 1, D] are the states they were drawn from."""
+
+        def put(whole: Array, column: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(whole, column, step, 1)
+
+        return _Written(
+            token=token,
+            done=self.done | (token == eos),
+            out=put(self.out, token[:, None]),
+            logps=put(self.logps, logp[:, None]),
+            states=None if self.states is None else put(self.states, x),
+        )
+
+
+def _few(batch: int) -> int:
+    """How many unfinished rows go on without the others; 0: all stay together to the end.
+
+    On an accelerator a step costs about the same for fewer rows, and rows may be spread over
+    devices: there they stay where they are.
+    """
+    return batch // 4 if jax.default_backend() == "cpu" and batch >= 64 else 0
+
+
 @jax.custom_batching.custom_vmap
-def _all(done: Array) -> Array:
-    """Whether all rows are done. Under ``vmap``: all rows of all learners, one answer for all.
+def _unfinished(done: Array) -> Array:
+    """How many rows are unfinished. Under ``vmap``: of the learner with most, one answer for all.
 
     A loop whose condition differs from learner to learner would copy every cache at every step.
     """
-    return done.all()
+    return (~done).sum()
 
 
-@_all.def_vmap
-def _all_of_all(axis_size: int, in_batched: list[bool], done: Array) -> tuple[Array, bool]:
-    return _all(done.reshape(-1)), False
+@_unfinished.def_vmap
+def _most_unfinished(axis_size: int, in_batched: list[bool], done: Array) -> tuple[Array, bool]:
+    return (~done).sum(-1).max(), False
 
 
 def sample(logits: Array, uniform: Array, temperature: Array | float, top_k: int) -> Array:

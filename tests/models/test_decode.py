@@ -331,3 +331,32 @@ def test_the_likeliest_of_equals_is_the_first():
     logits = jnp.array([[0.0, 3.0, 1.0, 3.0]])
     assert int(sample(logits, jnp.array([0.9]), 0.0, 0)[0]) == 1
     assert math.isfinite(float(invert_cdf(jnp.exp(logits - 3.0), jnp.array([0.9]))[0]))
+
+
+@pytest.mark.parametrize(
+    ("scan_layers", "learners"), [(True, 0), (False, 2)], ids=["scanned", "two learners"]
+)
+def test_long_rows_of_a_large_batch_go_on_among_themselves_and_say_the_same(
+    monkeypatch, scan_layers, learners
+):
+    """Once a quarter or less are unfinished, the others are left behind: nothing else changes."""
+    m, own, n = model(scan_layers=scan_layers), variables(), 96
+    prompts, lengths, keys = PROMPTS[jnp.arange(n) % 4], LENGTHS[jnp.arange(n) % 4], keys_of(n)
+    own["params"]["embed"] = own["params"]["embed"].at[3].mul(4.0)  # a stop token that is likely
+    settings = {"max_new": 24, "eos": 3, "keep_hidden": True, "explore": True}
+
+    def both(few):
+        monkeypatch.setattr("sleeplm.models.decode._few", few)
+        one = lambda v, key: generate(m, v, prompts, lengths, key, **settings)  # noqa: E731
+        if not learners:
+            return jax.jit(one)(own, keys)
+        many = jnp.stack([keys, keys[::-1]])
+        return jax.jit(jax.vmap(one, in_axes=(None, 0)))(own, many)
+
+    apart, together = both(lambda batch: batch // 4), both(lambda batch: 0)
+    new = np.asarray(together.length - together.start)
+    assert (np.quantile(new, 0.75, axis=-1) < new.max(-1) - 2).all(), "a few rows are longer"
+    np.testing.assert_array_equal(apart.tokens, together.tokens)
+    np.testing.assert_array_equal(apart.length, together.length)
+    np.testing.assert_allclose(apart.logp, together.logp, atol=1e-5)
+    np.testing.assert_allclose(apart.hidden, together.hidden, atol=1e-5)
