@@ -63,7 +63,7 @@ def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, flo
         out["fisher"] = positions * flops.train(model, sleep.length, "all")
     elif arm.archive == "labelled":
         texts = np.mean([len(d) for m in bench.materials for d in m.days]) * len(bench.steps)
-        out["features"] = texts * day.length * flops.forward(model, day.length)
+        out["features"] = texts * day.length * flops.forward(model, day.length, logits=False)
     elif nights:
         whole = flops.night(model, sleep)
         share = nights / max(sleep.blocks, 1)

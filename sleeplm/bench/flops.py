@@ -103,7 +103,7 @@ def train(
 def decode(config: ModelConfig, prompt: int, new: int, *, open_experts: int | None = None) -> float:
     """FLOPs of one sequence of :func:`~sleeplm.models.decode.generate`, if no row stops early.
 
-    All rows of a call go on until the last one has stopped; this counts up to ``new`` tokens.
+    An upper bound: rows stop early, and on a CPU the last quarter goes on without the others.
 
     Args:
       prompt: columns of the prompts, padding included. new: most tokens written.

@@ -122,7 +122,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         archive=_archive(bench, arm),
         day_end=config.schedule.when == "day_end",
         look=watch and scope(watch.step, "schedule"),
-        probe=_probe(arm) if config.probes and arm.follows_schedule else None,
+        probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
     )
 
 
@@ -173,6 +173,15 @@ def _examine(arm: Arm) -> Any:
         return {**found, "recall": recall[:-1], "pretrain": recall[-1], "kl": kl}
 
     return examine
+
+
+def _night_a_day(bench: Bench, arm: Arm) -> bool:
+    """Whether every day has a night of its own: else no expert is the expert of a day."""
+    if not arm.follows_schedule or bench.config.schedule.when in ("surprise", "fill"):
+        return False
+    every = arm.learner.rests[0].every
+    at_days_end = bench.config.schedule.when == "day_end"
+    return at_days_end or all(steps == every for steps in bench.steps)
 
 
 def _probe(arm: Arm) -> Any:

@@ -94,7 +94,8 @@ def _learner(
     if arm.follows_schedule and arm.archive == "none":
         result["cues"] = _cues(bench, arm, records, e)
     probe = next((r for r in records if r["event"] == "probe"), None)
-    if probe is not None:
+    # A night that was rolled back opened no slot: later slots then count fewer nights than days.
+    if probe is not None and not last["rolled_back"][e]:
         result["routing"] = {
             "traffic": probe["traffic"][e],
             "born": probe["born"][e],

@@ -86,7 +86,8 @@ class RetentionConfig:
         to fetch by hand.
       seed: of parameters, order and samples. seeds: learners that live side by side.
       arms: lives to compare, see :data:`sleeplm.bench.arms.ARMS`.
-      probes: ask for traffic and oracle routing after the last night.
+      probes: ask for traffic and oracle routing after the last night, where every day has a
+        night of its own.
       cache: directory for pretrained backbones; relative paths are under the working directory.
       save_seconds, keep: how often a checkpoint is made, and how many are kept.
     """
