@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.types import Array, PyTree
+from sleeplm.memory.dense import ACTIVATIONS, dense_experts
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"linear": lambda x: x, "silu": jax.nn.silu}
 DISPATCHES = ("auto", "gather", "grouped", "dense")
 
 
@@ -42,7 +42,8 @@ def route(
         largest noise, at the weight of an undecided gate (section 6, the random extra expert).
 
     Returns:
-      index int32 [B, L, K'] and weight float32 [B, L, K'], K' = top_k (+ 1 if exploring).
+      index int32 [B, L, K'] and weight float32 [B, L, K'], K' = top_k (+ 1 if exploring); heaviest
+      first, or all in the order of their slots where ``top_k`` is S.
     """
     logits = jnp.einsum("bld,ds->bls", x, router["w"]).astype(jnp.float32)
     logits = logits + router["bias"].astype(jnp.float32)
@@ -52,7 +53,10 @@ def route(
     else:
         zero = jnp.zeros((*masked.shape[:-1], 1), jnp.float32)
         value = jax.nn.softmax(jnp.concatenate([zero, masked], -1), axis=-1)[..., 1:]
-    weight, index = jax.lax.top_k(value, top_k)
+    if top_k == value.shape[-1]:  # nothing to choose, hence nothing to sort
+        weight, index = value, jnp.broadcast_to(jnp.arange(top_k), value.shape)
+    else:
+        weight, index = jax.lax.top_k(value, top_k)
     if explore is not None:
         extra = jnp.argmax(jnp.where(active, explore, -jnp.inf), axis=-1)
         extra_weight = jnp.where(active.any(), 0.5, 0.0)
@@ -69,6 +73,7 @@ def apply_experts(
     weight: Array,
     dispatch: str = "auto",
     activation: str = "linear",
+    active: Array | None = None,
 ) -> Array:
     """Sum over the chosen experts of weight * B act(A x).
 
@@ -76,16 +81,18 @@ def apply_experts(
       x: [B, L, D]. experts: {"a" [S, D, R], "b" [S, R, D]}. index, weight: [B, L, K].
       dispatch: ``gather`` copies the chosen experts to every token (best for a few tokens and
         many slots: decoding); ``grouped`` sorts tokens by expert and multiplies group by group
-        (``lax.ragged_dot``: accelerators); ``dense`` multiplies by all S slots and masks (on a
-        CPU 5-40x faster than both while S is small); ``auto`` picks by platform and sizes.
+        (``lax.ragged_dot``: accelerators); ``dense`` multiplies by the pool as far as it is open
+        and masks (on a CPU 5-40x faster than both while S is small); ``auto`` picks by platform
+        and sizes.
       activation: ``linear`` (the paper's {A, B}) or ``silu`` between A and B.
+      active: bool [S], open slots, outside of which ``weight`` is 0; None: not known.
 
     Returns:
       [B, L, D] in the type of ``x``.
     """
     act = ACTIVATIONS[activation]
     batch, length, d_model = x.shape
-    slots, _, rank = experts["a"].shape
+    slots = len(experts["a"])
     if dispatch == "auto":
         dispatch = _pick(slots, batch * length)
     tokens = x.reshape(-1, d_model)
@@ -99,12 +106,7 @@ def apply_experts(
     if dispatch == "dense":
         chosen = jax.nn.one_hot(index, slots, dtype=x.dtype)
         mask = jnp.einsum("tk,tks->ts", weight, chosen)
-        low = (tokens @ a.transpose(1, 0, 2).reshape(d_model, slots * rank)).reshape(
-            -1, slots, rank
-        )
-        out = (act(low) * mask[..., None]).reshape(-1, slots * rank) @ b.reshape(
-            slots * rank, d_model
-        )
+        out = dense_experts(tokens, a, b, mask, active, activation)
     else:
         out = _grouped(tokens, a, b, index, weight, act)
     return out.reshape(x.shape)

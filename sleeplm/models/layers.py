@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.linear import matmul
 from sleeplm.core.types import Array, PyTree
 from sleeplm.memory.experts import apply_experts, route
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.cache import cached_attention
 from sleeplm.models.config import ModelConfig
-from sleeplm.models.linear import matmul
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -145,7 +145,8 @@ class Level(nn.Module):
         )
         index, weight = route(x, router, active, top_k=lv.top_k, gate=lv.gate, explore=explore)
         self.sow("intermediates", "gates", (index, weight))  # kept only if asked for: see gates()
-        return out + apply_experts(x, experts, index, weight, self.config.dispatch, lv.activation)
+        dispatch = self.config.dispatch
+        return out + apply_experts(x, experts, index, weight, dispatch, lv.activation, active)
 
 
 class Levels(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from sleeplm.models.linear import matmul
+from sleeplm.core.linear import matmul
 
 
 def inputs(*lead):
