@@ -66,10 +66,10 @@ def night(**changes: Any) -> SleepConfig:
     """
     settings: dict[str, Any] = {
         "teachers": teachers(),
-        "updates": 480,
+        "updates": 384,
         "rows": 8,
         "inner": 24,
-        "epochs": 1,
+        "epochs": 2,
         "lam": 0.0,
         "alpha": 1.0,
         "learning_rate": 2e-2,
@@ -107,7 +107,8 @@ def bench(
             max_len=length,
             levels=levels(steps, slots, rank),
         ),
-        "pretrain": PretrainConfig(steps=1200, batch=16, length=length, chunk=20),
+        "pretrain": PretrainConfig(steps=1500, batch=16, length=length, chunk=20),
+        "questions": 9,
         "day": DayConfig(steps=steps, epochs=epochs, batch=16, length=length, chunk=30),
         "sleep": night(),
         "schedule": ScheduleConfig(when="day_end"),
