@@ -11,8 +11,21 @@ Cost and the figures to expect are in README.md; the whole bench is retention_be
 
 from sleeplm.bench.presets import bench, night
 from sleeplm.bench.retention import RetentionConfig
+from sleeplm.methods.pretrain import PretrainConfig
 
 
 def get_config() -> RetentionConfig:
-    """Four days of 60 facts and short nights; up to 6 days fit the expert slots."""
-    return bench(world="atlas", days=4, facts_per_day=60, slots=6, sleep=night(updates=240))
+    """Four days of 60 facts; up to 6 fit the expert slots.
+
+    Made to be over soon: a shorter time before life and shorter nights than the bench has.
+    """
+    return bench(
+        world="atlas",
+        days=4,
+        facts_per_day=60,
+        slots=6,
+        questions=5,
+        pretrain=PretrainConfig(steps=900, batch=16, length=64, chunk=20),
+        sleep=night(updates=192),
+        probes=False,
+    )

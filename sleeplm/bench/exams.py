@@ -237,7 +237,7 @@ def oracle(model: Model, level: str) -> Callable[[Variables, Exam, Array], Array
             # A mask for each row, [B, 1, S]: questions of all groups are answered together.
             mine = dataclasses.replace(table, active=own[:, None])
             slots = {**variables["slots"], level: mine}
-            said = _say(model, {**variables, "slots": slots}, part)
+            said = _say(model, {**variables, "slots": slots}, part, alike=False)
             return (said == part.answers).all(1).astype(jnp.float32)
 
         return _group_mean(_by_blocks(one, exam), exam)
@@ -261,12 +261,23 @@ def largest_cluster(rows: Array, weights: Array) -> Array:
     return size.max() / jnp.maximum(weights.sum(), 1.0)
 
 
-def _say(model: Model, variables: Variables, part: Exam) -> Array:
-    """int32 [Q, A]: the greedy continuations, the stop token included, padded with 0."""
+def _say(model: Model, variables: Variables, part: Exam, alike: bool = True) -> Array:
+    """int32 [Q, A]: the greedy continuations, the stop token included, padded with 0.
+
+    Args:
+      alike: see :func:`~sleeplm.models.decode.generate`.
+    """
     questions, _, width = part.shape
     keys = jax.random.split(jax.random.key(0), questions)  # greedy: not used
     samples = generate(
-        model, variables, part.prompts, part.lengths, keys, max_new=width, temperature=0.0
+        model,
+        variables,
+        part.prompts,
+        part.lengths,
+        keys,
+        max_new=width,
+        temperature=0.0,
+        alike=alike,
     )
     index = part.lengths[:, None] + jnp.arange(width)
     return jnp.take_along_axis(samples.tokens, index, 1)

@@ -60,6 +60,7 @@ def generate(
     eos: int = 2,
     explore: bool = False,
     keep_hidden: bool = False,
+    alike: bool = True,
 ) -> Samples:
     """Continues prompts until the stop token or ``max_new`` tokens.
 
@@ -73,6 +74,8 @@ def generate(
       explore: every router also uses one random open expert, drawn per row (section 6).
       keep_hidden: also return the writer's hidden states, which spares whoever needs its
         distributions a second forward pass.
+      alike: ``variables`` are the same for all rows; False if they hold something for each row, so
+        that no row can go on without the others.
     """
     batch, cue = prompts.shape
     c = model.config
@@ -132,7 +135,7 @@ def generate(
         logps=jnp.zeros_like(logits, shape=(batch, max_new)).at[:, 0].set(logp),
         states=jnp.pad(x, ((0, 0), (0, max_new - 1), (0, 0))) if keep_hidden else None,
     )
-    few = _few(batch)
+    few = _few(batch) if alike else 0
     step, written, cache = write(given, written, cache, jnp.int32(1), few)
     if few:
         # The long ones go on among themselves: a step costs a processor what its rows cost.

@@ -331,6 +331,15 @@ def test_oracle_routing_opens_for_each_group_its_own_experts_only(
     assert (np.asarray(grade(variables, exam)["recall"]) < recall).any()
 
 
+def test_oracle_routing_is_the_same_in_an_exam_of_many_questions(model, variables, paper):
+    """Long answers of a large batch go on without the short ones, but each has its own experts."""
+    days = np.array([1, 0, 0], np.int32)
+    times = -(-80 // paper.shape[0])
+    large = jax.tree.map(lambda x: np.concatenate([x] * times), paper)
+    ask = jax.jit(exams.oracle(model, "slow"))
+    np.testing.assert_allclose(ask(variables, large, days), ask(variables, paper, days), rtol=1e-6)
+
+
 def test_levels_without_experts_have_no_traffic_and_no_oracle(model):
     for probe in (exams.traffic, exams.oracle):
         with pytest.raises(ConfigError, match=r"level = 'fast': has no experts; these have: slow"):
