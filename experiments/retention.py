@@ -17,7 +17,7 @@ from sleeplm.methods.pretrain import PretrainConfig
 def get_config() -> RetentionConfig:
     """Four days of 60 facts; up to 6 fit the expert slots.
 
-    Made to be over soon: a shorter time before life and shorter nights than the bench has.
+    Less is read before life and nights are shorter than in the bench: it is over sooner.
     """
     return bench(
         world="atlas",
@@ -25,7 +25,6 @@ def get_config() -> RetentionConfig:
         facts_per_day=60,
         slots=6,
         questions=5,
-        pretrain=PretrainConfig(steps=900, batch=16, length=64, chunk=20),
-        sleep=night(updates=192),
-        probes=False,
+        pretrain=PretrainConfig(steps=1200, batch=16, length=64, chunk=20),
+        sleep=night(updates=240, epochs=1),
     )
