@@ -175,7 +175,7 @@ class _Written:
             done=self.done | (token == eos),
             out=put(self.out, token[:, None]),
             logps=put(self.logps, logp[:, None]),
-            states=None if self.states is None else put(self.states, x),
+            states=None if self.states is None or x is None else put(self.states, x),
         )
 
 
