@@ -114,6 +114,21 @@ def stack_exams(exams: Sequence[Exam]) -> Exam:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
 
 
+def last_group(exam: Exam) -> Exam:
+    """The questions of the last group only, of one exam or of stacked ones, on the host.
+
+    Where learners have unequally many, rows of other groups fill the shorter ones.
+    """
+    chosen = np.asarray(exam.group) == exam.groups - 1
+    rows = np.argsort(~chosen, axis=-1, kind="stable")[..., : int(chosen.sum(-1).max())]
+
+    def take(x: Array) -> np.ndarray:
+        where = rows.reshape(*rows.shape, *[1] * (np.ndim(x) - rows.ndim))
+        return np.take_along_axis(np.asarray(x), where, axis=rows.ndim - 1)
+
+    return jax.tree.map(take, exam)
+
+
 def grade(
     model: Model, view: View = lambda variables: variables
 ) -> Callable[[Variables, Exam], dict[str, Array]]:
@@ -161,7 +176,8 @@ def divergence_from(
 
     Returns:
       ``(now, origin, exam) -> KL(origin || now)``, a float32 scalar in nats per token: the mean
-      over every token, after the first, of the last group's questions and right answers.
+      over every token, after the first, of the last group's questions and right answers
+      (:func:`last_group` spares the others).
       ``origin`` are the variables of the start of life; ``view`` is applied to both.
     """
 

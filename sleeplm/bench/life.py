@@ -13,6 +13,7 @@ import numpy as np
 from sleeplm.bench.nights import Nights, side_by_side, with_counters
 from sleeplm.bench.streams import StackedStreams
 from sleeplm.core.phase import Phase, repeat
+from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import AT_DAYS_END, Learner
@@ -69,7 +70,7 @@ class Life:
         self._send = side_by_side(_send_to_sleep)
         if self.look is not None:
             self._watch = side_by_side(self.look)
-        self._examine = jax.jit(jax.vmap(self.examine))
+        self._examine = jax.jit(for_each(self.examine))
         self._offer = side_by_side(_filed(self.learner.remember))
         self._moments: list[Moment] = []
         if self._nights:
@@ -168,7 +169,7 @@ class Life:
         self._add(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")
 
     def _last_questions(self, ask: Callable) -> None:
-        paper, probe = self.paper(self.days - 1), jax.jit(jax.vmap(ask))
+        paper, probe = self.paper(self.days - 1), jax.jit(for_each(ask))
         record = {"event": "probe"}
         self._add("last questions", record, lambda s: (s, probe(s, paper)), cost=0)
 

@@ -12,7 +12,15 @@ import numpy as np
 
 from sleeplm.bench.arms import Arm
 from sleeplm.bench.classes import class_answers, grade_by_class, labelled_of
-from sleeplm.bench.exams import Exam, divergence_from, grade, oracle, stack_exams, traffic
+from sleeplm.bench.exams import (
+    Exam,
+    divergence_from,
+    grade,
+    last_group,
+    oracle,
+    stack_exams,
+    traffic,
+)
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, StackedStreams
@@ -137,7 +145,7 @@ def _cues(bench: Bench, cues: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
 
 
 def _papers(bench: Bench, arm: Arm) -> Any:
-    """``day -> {"exam", "origin", ...}``: the exam after that day, and the model at birth."""
+    """``day -> {"exam", "known", "origin", ...}``: that day's exam, and the model at birth."""
     state = newborns(bench, arm)
     shared: dict[str, PyTree] = {"origin": {"params": state.params, "slots": state.slots}}
     if arm.by_class:
@@ -145,15 +153,20 @@ def _papers(bench: Bench, arm: Arm) -> Any:
         answers = [class_answers(material, width) for material in bench.materials]
         shared["answers"] = jnp.asarray(np.stack(answers))
     if not arm.context:
-        paper = {**shared, "exam": jax.tree.map(jnp.asarray, bench.paper)}
+        paper = {**shared, **_questions(bench.paper)}
         return lambda day: paper
     window = bench.config.model.max_len
     each = [
         context_papers(one, material, window)
         for one, material in zip(bench.learners, bench.materials, strict=True)
     ]
-    by_day = [stack_exams(list(papers)) for papers in zip(*each, strict=True)]
-    return lambda day: {**shared, "exam": by_day[day]}
+    by_day = [_questions(stack_exams(list(papers))) for papers in zip(*each, strict=True)]
+    return lambda day: {**shared, **by_day[day]}
+
+
+def _questions(exam: Exam) -> dict[str, Exam]:
+    """All questions, and those about what was known before the first day, on the device."""
+    return jax.tree.map(jnp.asarray, {"exam": exam, "known": last_group(exam)})
 
 
 def _examine(arm: Arm) -> Any:
@@ -169,7 +182,7 @@ def _examine(arm: Arm) -> Any:
         else:
             found = ask(variables, paper["exam"])
         recall = found["recall"]
-        kl = moved(variables, paper["origin"], paper["exam"])
+        kl = moved(variables, paper["origin"], paper["known"])
         return {**found, "recall": recall[:-1], "pretrain": recall[-1], "kl": kl}
 
     return examine

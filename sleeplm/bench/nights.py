@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.memory.slots import is_full, require_room
 from sleeplm.methods.config import SleepConfig
@@ -35,7 +36,7 @@ def side_by_side(step: Step) -> Callable[[State, PyTree, PyTree, int], tuple[Sta
             key = jax.random.fold_in(state.key, number)
             return step(state, {**batch, **shared}, key)
 
-        return jax.vmap(one)(state, batch)
+        return for_each(one)(state, batch)
 
     return jax.jit(run, donate_argnums=0)
 

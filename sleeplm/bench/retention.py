@@ -27,6 +27,7 @@ from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.side_by_side import for_each
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.pretrain import PretrainConfig
@@ -215,7 +216,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     )
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, learners, materials)
-    examine = jax.jit(jax.vmap(grade(backbone), in_axes=(0, 0)))
+    examine = jax.jit(for_each(grade(backbone)))
     slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
     start = jax.device_get(examine({"params": params, "slots": slots}, paper))
     run.say(

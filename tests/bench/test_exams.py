@@ -265,6 +265,17 @@ def test_divergence_is_from_the_origin_to_now_over_all_tokens_of_the_last_group(
     assert measure(variables, origin, paper) > 1e-3
     assert measure(origin, variables, paper) != pytest.approx(total / count, rel=1e-2)
     assert measure(variables, variables, paper) == 0
+    alone = exams.last_group(paper)
+    assert alone.shape[0] == len(list(rows_of(paper, GROUPS - 1))) < paper.shape[0]
+    assert measure(variables, origin, alone) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_the_last_group_alone_is_cut_out_of_stacked_exams_too(paper):
+    last = np.arange(paper.shape[0]) == paper.shape[0] - 1
+    fewer = dataclasses.replace(paper, group=np.where(last, GROUPS, paper.group))
+    both = exams.last_group(exams.stack_exams([fewer, paper]))
+    alone = exams.last_group(paper)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[1], y), both, alone)
 
 
 # --- who answers ---------------------------------------------------------------------------------
