@@ -117,7 +117,7 @@ def _per_token(
     """``fn(unembeds, *pieces)`` over pieces of ``chunk`` positions; returns its values, [B, L].
 
     Each piece is rematerialised in the backward pass, so that only [B, chunk, V] ever stands in
-    memory; a single one, whose backward pass comes right after it, would gain nothing by it. The values leave as scan outputs, not as a carry: a carry that starts as a constant
+    memory. The values leave as scan outputs, not as a carry: a carry that starts as a constant
     would not match a device-varying sum inside shard_map.
     """
     if chunk < 1:
@@ -133,7 +133,7 @@ def _per_token(
     # In float32 from here on: the gradient of an unembedding is summed over the pieces in the
     # dtype that it has outside of the loop, and bfloat16 would lose small pieces.
     unembeds = tuple(_wide(w) for w in unembeds)
-    piece = fn if pieces == 1 else jax.checkpoint(fn, prevent_cse=False)
+    piece = jax.checkpoint(fn, prevent_cse=False)
     values = jax.lax.map(lambda xs: piece(unembeds, *xs), tuple(split(x) for x in sequences))
     return jnp.moveaxis(values, 0, 1).reshape(batch, pieces * size)[:, :length]
 
