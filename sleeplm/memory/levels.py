@@ -26,7 +26,7 @@ from sleeplm.core.types import Array, Params, PyTree
 NEVER = 0  # a period or a night of 0: update frequency 0
 
 KINDS = ("replace", "graft")
-OPTIMIZERS = ("adamw", "muon", "sgd")
+OPTIMIZERS = ("adamw", "sgd")
 ACTIVATIONS = ("linear", "silu")
 GATES = ("sigmoid", "softmax")
 WIRINGS = ("sequential", "nested", "independent")

@@ -8,16 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from sleeplm.core import tree
 from sleeplm.core.types import Array, Params, PyTree
 from sleeplm.memory.levels import NEVER, LevelConfig, due, get_level, label_of, with_levels
 from sleeplm.memory.slots import put_slot, take_slot
-
-
-#: Root mean square of an entry of Muon's directions: about Adam's, so that rates are alike.
-MUON_RMS = 0.2
 
 
 class EveryK(NamedTuple):
@@ -73,30 +68,9 @@ def optimizer(config: Any, schedule: optax.Schedule | None = None) -> optax.Grad
             optax.add_decayed_weights(config.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
-    elif config.optimizer == "muon":
-        core = optax.contrib.muon(
-            rate,
-            beta=config.b2,
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=MUON_RMS,
-        )
     else:
         core = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), core) if config.clip else core
-
-
-def _matrices(params: PyTree) -> PyTree:
-    """Which axes Muon takes for a matrix: the last two, of leaves with layers in front."""
-
-    def axes(x: Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if x.ndim < 3:  # norms, router columns and biases, stacked by layer
-            return None
-        return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
-
-    return jax.tree.map(axes, params)
 
 
 def base_label(level: str) -> str:

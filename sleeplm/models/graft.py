@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Array, Params
-from sleeplm.memory.levels import copy_base
+from sleeplm.memory.levels import LevelConfig, copy_base
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
@@ -17,10 +17,11 @@ from sleeplm.models.transformer import Model
 def backbone_config(config: ModelConfig) -> ModelConfig:
     """The plain model under a configuration: its ``replace`` levels, frozen, without experts.
 
+    It depends on nothing else of the levels, so that lives of many kinds share one backbone.
     In the nested wiring all levels start as one and the same MLP, so the backbone has one.
     """
     plain = [
-        dataclasses.replace(lv, period=0, offset=0, night=0, slots=0)
+        LevelConfig(name=lv.name, kind=lv.kind, width=lv.width)
         for lv in config.levels
         if lv.kind == "replace"
     ]
