@@ -25,6 +25,7 @@ def get_config() -> RetentionConfig:
         facts_per_day=60,
         slots=6,
         questions=5,
+        epochs=3.5,
         pretrain=PretrainConfig(steps=1200, batch=16, length=64, chunk=20),
-        sleep=night(updates=240, epochs=1),
+        sleep=night(updates=240),
     )

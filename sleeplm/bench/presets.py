@@ -69,7 +69,7 @@ def night(**changes: Any) -> SleepConfig:
         "updates": 384,
         "rows": 8,
         "inner": 24,
-        "epochs": 2,
+        "epochs": 1,
         "lam": 0.0,
         "alpha": 1.0,
         "learning_rate": 2e-2,
@@ -84,7 +84,7 @@ def night(**changes: Any) -> SleepConfig:
 def bench(
     *,
     steps: int = 90,
-    epochs: float = 3.5,
+    epochs: float = 5.0,
     slots: int = 8,
     rank: int = 64,
     length: int = 64,
