@@ -118,6 +118,19 @@ def test_a_run_that_has_trained_goes_on_with_that_whatever_the_cache_holds(nurse
         hidden.rename(nursery.cache)
 
 
+def test_lives_that_differ_in_their_memory_only_share_a_backbone(nursery):
+    fast, slow = nursery.config.model.levels
+    others = [
+        dataclasses.replace(fast, night=8, learning_rate=0.5, width=2 * fast.width),
+        dataclasses.replace(slow, slots=slow.slots + 1, rank=1, top_k=1, gate_bias=2.0),
+    ]
+    model = dataclasses.replace(nursery.config.model, levels=others)
+    assert backbone_config(model) == nursery.model.config
+    wider = [fast, dataclasses.replace(slow, width=2 * slow.width)]
+    model = dataclasses.replace(nursery.config.model, levels=wider)
+    assert backbone_config(model) != nursery.model.config
+
+
 def test_a_backbone_is_known_by_everything_that_it_depends_on(nursery):
     one, material = nursery.learners[0], nursery.materials[0]
     key = cache_key(nursery.model, one, material)
