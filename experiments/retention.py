@@ -27,5 +27,6 @@ def get_config() -> RetentionConfig:
         questions=5,
         epochs=3.5,
         pretrain=PretrainConfig(steps=1200, batch=16, length=64, chunk=20),
+        night_facts=60,
         sleep=night(updates=240),
     )

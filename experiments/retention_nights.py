@@ -25,6 +25,7 @@ def get_config(nights: str = "40") -> RetentionConfig:
             world_seed=100,
             arms=["sleep"],
             exam_per_day=4,
+            night_facts=8,
             sleep=night(updates=96, pool="merge_oldest", reservoir=1024),
         )
     return bench(
@@ -39,5 +40,6 @@ def get_config(nights: str = "40") -> RetentionConfig:
         world_seed=100,
         seeds=3,
         arms=["sleep"],
+        night_facts=24,
         sleep=night(updates=240),
     )

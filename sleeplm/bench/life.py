@@ -30,6 +30,7 @@ class Life:
     Attributes:
       learner: its pure functions. sleep: settings of the night.
       streams: the days' batches. steps: wake steps of each day. chunk: of them per compiled call.
+      shares: how long each day's night is, of the usual one; empty: all alike.
       cues: per day {"tokens" [E, n, C], "length" [E, n]}; before: those known before the first
         day. Not used by learners that write their own.
       examine: ``(state of one learner, paper) -> {name: array}``.
@@ -54,6 +55,7 @@ class Life:
     day_end: bool = False
     look: Step | None = None
     probe: Callable[[State, PyTree], dict[str, Array]] | None = None
+    shares: Sequence[float] = ()
 
     @property
     def days(self) -> int:
@@ -132,7 +134,9 @@ class Life:
                 number = len(self._moments)
                 self._add("falling asleep", {}, self._sending(number), cost=0)
                 label = f"night {day + 1}/{self.days}"
-                self._moments += night.moments(label, day, len(self._moments))
+                # A slower level's night is about many days.
+                share = self.shares[day] if self.shares and night is self._nights[0] else 1.0
+                self._moments += night.moments(label, day, len(self._moments), share)
 
     def _sending(self, number: int) -> Callable:
         return lambda state: self._send(state, {}, {}, number)

@@ -24,6 +24,7 @@ from sleeplm.bench.exams import (
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
 from sleeplm.data.streams import batches_per_epoch
@@ -68,6 +69,18 @@ class Bench:
             texts = np.array([[len(texts) for texts in m.days] for m in self.materials]).mean(0)
             steps = day.steps * texts / texts.mean()
         return [day.chunk * max(round(float(n) / day.chunk), 1) for n in steps]
+
+    @functools.cached_property
+    def shares(self) -> list[float]:
+        """How long the night after each day is, of the usual one: by how many facts it brought.
+
+        Empty where all nights are alike: they follow no day, or their days are labelled texts.
+        """
+        usual, when = self.config.night_facts, self.config.schedule.when
+        if not usual or when != "day_end" or is_labelled(self.config):
+            return []
+        days = [[len({d.fact for d in day}) for day in m.curriculum.days] for m in self.materials]
+        return [float(facts) / usual for facts in np.mean(days, axis=0)]
 
 
 def learners_of(config: Any) -> list[Any]:
@@ -129,6 +142,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         paper=_papers(bench, arm),
         archive=_archive(bench, arm),
         day_end=config.schedule.when == "day_end",
+        shares=bench.shares if arm.follows_schedule else (),
         look=watch and scope(watch.step, "schedule"),
         probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
     )

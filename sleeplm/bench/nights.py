@@ -114,11 +114,19 @@ class Nights:
 
         return run
 
-    def moments(self, label: str, day: int, number: int) -> list[Moment]:
-        """A night as moments; ``number`` is the place of its first one in the agenda."""
+    def moments(self, label: str, day: int, number: int, share: float = 1.0) -> list[Moment]:
+        """A night as moments.
+
+        Args:
+          number: the place of its first one in the agenda.
+          share: of the usual night's updates that it has, to the nearest extraction.
+        """
         name = f"{label} {self.rest.sender}->{self.rest.receiver}"
         record = {"sender": self.rest.sender, "day": day}
-        shared = {"rows": self.rows, "day": np.int32(day)}
+        updates = self.config.inner * self.config.epochs
+        blocks = max(round(share * self.rest.blocks), 1) if self.rest.blocks else 0
+        total = blocks * updates
+        shared = {"rows": self.rows, "day": np.int32(day), "updates": np.int32(total)}
         out: list[Moment] = []
 
         def add(label: str, event: str, flag: str, step: Callable, cost: int, **more: Any) -> None:
@@ -137,11 +145,10 @@ class Nights:
 
         if self.write is not None:
             add(f"{name} cues", "own_cues", "asleep", self.write, 0)
-        updates, total = self.config.inner * self.config.epochs, self.config.updates
         if self.rest.merge is not None:
             self._merging(add, name)
         add(f"{name} begins", "", "asleep", self.begin, 0)
-        for i in range(1, self.rest.blocks + 1):
+        for i in range(1, blocks + 1):
             add(f"{name} seeding {i * updates}/{total}", "seed", "asleep", self.seed, 1, block=i)
         add(f"{name} ends", "seed_end", "asleep", self.end, 0)
         return out

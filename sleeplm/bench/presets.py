@@ -111,6 +111,7 @@ def bench(
         "questions": 9,
         "day": DayConfig(steps=steps, epochs=epochs, batch=16, length=length, chunk=30),
         "sleep": night(),
+        "night_facts": 80,
         "schedule": ScheduleConfig(when="day_end"),
     }
     return RetentionConfig(**{**settings, **changes})

@@ -76,6 +76,9 @@ class RetentionConfig:
       world_seed: which subjects fall into which day, and into pretraining.
       days: of the life; 0 for all that the data have. facts_per_day: in each.
       day_sizes: facts of each day, where days are unequal; empty: all ``facts_per_day``.
+      night_facts: facts of a day whose night has ``sleep.updates``; after other days it has more
+        or fewer in proportion. 0: all nights are alike, as they are by the clock or by surprise,
+        and for labelled texts.
       pretrain_people: facts known before the first day, see the worlds.
       statements, questions: training wordings that pretraining tells each fact in (drawn per
         fact; every wording of a relation is used for some fact). Days use all of them.
@@ -98,6 +101,7 @@ class RetentionConfig:
     days: int = 4
     facts_per_day: int = 60
     day_sizes: list[int] = dataclasses.field(default_factory=list)
+    night_facts: int = 0
     pretrain_people: int = 200
     statements: int = 2
     questions: int = 5
@@ -131,7 +135,7 @@ class RetentionConfig:
         for name in ("statements", "questions", "keep", "exam_pretrain", "pretrain_people"):
             checks.positive_integer(name, getattr(self, name))
         checks.fraction("wear", self.wear)
-        for name in ("exam_per_day", "text_lines", "days"):
+        for name in ("exam_per_day", "text_lines", "days", "night_facts"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
         checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")

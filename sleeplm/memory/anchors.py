@@ -38,6 +38,7 @@ class Anchor:
         {"experts", "router"} where pools are merged or learn as a whole, its {"base", "norm"}
         where that learns; else None.
       slot: int32, the receiver's expert that tonight writes.
+      updates: int32, parameter updates that tonight has.
       first_loss, last_loss: float32, divergence at the first minibatch tonight (before anything
         moved) and over the latest extraction.
     """
@@ -50,6 +51,7 @@ class Anchor:
     receiver_slots: SlotTable
     receiver: PyTree | None
     slot: Array
+    updates: Array
     first_loss: Array
     last_loss: Array
 
@@ -72,6 +74,7 @@ def init_anchor(
         receiver_slots=jax.tree.map(jnp.copy, slots[receiver]),
         receiver=jax.tree.map(jnp.copy, parts_of(params, receiver, keep)) if keep else None,
         slot=jnp.int32(0),
+        updates=jnp.int32(0),
         first_loss=jnp.float32(jnp.nan),
         last_loss=jnp.float32(jnp.nan),
     )

@@ -41,7 +41,7 @@ from sleeplm.methods.extract import imitation, mix, teacher_samples
 from sleeplm.methods.objectives import seeding
 from sleeplm.methods.packing import packed
 from sleeplm.methods.rewards import Judge, cosine_judge, exact_match_judge, mean_pool
-from sleeplm.methods.update import only_slot, optimizer
+from sleeplm.methods.update import fading, only_slot, optimizer
 from sleeplm.models.transformer import Model
 
 Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
@@ -50,7 +50,8 @@ Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
 class Night(NamedTuple):
     """A night in three parts that share the private state of ``seed``.
 
-    The batch of all three is ``{"rows": int32 [inner, B], "today": int32}``.
+    The batch of all three is ``{"rows": int32 [inner, B], "today": int32}``; ``begin`` also reads
+    ``"updates"``, how many the night will have, if that is not ``config.updates``.
     """
 
     begin: Step
@@ -86,14 +87,14 @@ def night(
     extract = extract or teachings(model, config, pair, config.teachers, axis_name)
     bias, expands = model.config.level(receiver).gate_bias, config.into == "expert"
     if update is None:
-        update = optimizer(config, decay_over(config))
+        update = usual_update(config)
         update = only_slot(update) if expands else update
     seed = _seed(model, config, pair, extract, objective, update, axis_name)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         table, subtree = state.slots[receiver], get_level(state.params, receiver)
         slot = first_free(table)
-        state = fall_asleep(state, pair, slot)
+        state = fall_asleep(state, pair, slot, batch.get("updates", config.updates))
         if expands:
             subtree = fresh_slot(subtree, slot, key, bias)
             table = open_slot(table, slot, state.counters["nights"])
@@ -133,12 +134,12 @@ def merge_night(
     # Nothing to imitate, all to keep.
     config = dataclasses.replace(config, alpha=1.0, into="expert")
     extract = teachings(model, config, pair, teachers, axis_name)
-    update = only_slot(optimizer(config, decay_over(config)))
+    update = only_slot(usual_update(config))
     seed = _seed(model, config, pair, extract, None, update, axis_name)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         first, second = oldest(state.slots[receiver], 2)
-        state = fall_asleep(state, pair, first)
+        state = fall_asleep(state, pair, first, config.updates)
         anchor: Anchor = state.anchors[sender]
         return state.replace(
             params=with_levels(state.params, {sender: anchor.dawn}),
@@ -250,8 +251,12 @@ def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
     return cosine_judge(embed, config.judge_threshold)
 
 
-def fall_asleep(state: State, pair: tuple[str, str], slot: Array) -> State:
-    """Freezes the evening: sender, ledgers (and pool) as they are, for teachers and rollback."""
+def fall_asleep(state: State, pair: tuple[str, str], slot: Array, updates: Array | int) -> State:
+    """Freezes the evening: sender, ledgers (and pool) as they are, for teachers and rollback.
+
+    Args:
+      slot: of the receiver, which the night writes. updates: how many the night has.
+    """
     sender, receiver = pair
     old: Anchor = state.anchors[sender]
     anchor = Anchor(
@@ -263,6 +268,7 @@ def fall_asleep(state: State, pair: tuple[str, str], slot: Array) -> State:
         receiver_slots=state.slots[receiver],
         receiver=old.receiver and parts_of(state.params, receiver, tuple(old.receiver)),
         slot=slot,
+        updates=jnp.int32(updates),
         first_loss=jnp.float32(jnp.nan),
         last_loss=jnp.float32(jnp.nan),
     )
@@ -308,11 +314,9 @@ def _settle(state: State, pair: tuple[str, str], good: Array, before: State) -> 
     return state.replace(counters=counters, anchors={**state.anchors, sender: Anchor(**fields)})
 
 
-def decay_over(config: SleepConfig) -> optax.Schedule | None:
-    """Learning rate over a night: linear to 0, or None for a constant."""
-    if not config.decay:
-        return None
-    return optax.linear_schedule(config.learning_rate, 0.0, config.updates)
+def usual_update(config: SleepConfig) -> optax.GradientTransformation:
+    """The optimiser of the night; its learning rate falls linearly to 0, or is constant."""
+    return optax.chain(optimizer(config), fading()) if config.decay else optimizer(config)
 
 
 def learns_at_night(receiver: str, into: str) -> Callable[[tuple], bool]:
@@ -349,7 +353,10 @@ def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
         objective,
         update,
         trainable=learns_at_night(receiver, config.into),
-        extra=lambda state: {"slot": state.anchors[sender].slot},
+        extra=lambda state: {
+            "slot": state.anchors[sender].slot,
+            "total": state.anchors[sender].updates,
+        },
         inner=config.inner,
         epochs=config.epochs,
         axis_name=axis_name,

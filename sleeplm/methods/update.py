@@ -57,12 +57,9 @@ def every_k(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def optimizer(config: Any, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:
-    """The optimiser named by ``optimizer, learning_rate, weight_decay, b1, b2, clip``.
-
-    ``schedule`` replaces the constant learning rate.
-    """
-    rate = config.learning_rate if schedule is None else schedule
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """The optimiser named by ``optimizer, learning_rate, weight_decay, b1, b2, clip``."""
+    rate = config.learning_rate
     if config.optimizer == "sgd":
         core = optax.chain(
             optax.add_decayed_weights(config.weight_decay),
@@ -71,6 +68,25 @@ def optimizer(config: Any, schedule: optax.Schedule | None = None) -> optax.Grad
     else:
         core = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), core) if config.clip else core
+
+
+def fading() -> optax.GradientTransformationExtraArgs:
+    """Scales directions down to 0, linearly, over a night of however many updates.
+
+    Put it behind an optimiser for a learning rate that ends at 0. The update takes the extra
+    argument ``total``: int32, how many the night has; later ones move nothing.
+    """
+
+    def init(params: PyTree) -> Array:
+        del params
+        return jnp.int32(0)
+
+    def update(directions: PyTree, count: Array, params: PyTree = None, *, total: Array, **extra):
+        del params, extra
+        left = jnp.maximum(1.0 - count / jnp.maximum(total, 1), 0.0)
+        return jax.tree.map(lambda x: (x * left).astype(x.dtype), directions), count + 1
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def base_label(level: str) -> str:

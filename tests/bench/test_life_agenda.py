@@ -114,6 +114,25 @@ def test_the_agenda_of_two_levels_is_day_exam_night_exam(tiny):
     assert steps == [2, 4, 6, 8]
 
 
+def test_a_night_is_as_long_as_its_days_share_and_never_empty(tiny):
+    config = tiny.config()  # two extractions of two updates
+    life, _ = life_of(tiny, tiny.model(), config, days=3, shares=(2.6, 1.0, 0.1), day_end=True)
+    blocks = [m.record["day"] for m in life.agenda() if m.record.get("event") == "seed"]
+    assert [blocks.count(day) for day in range(3)] == [5, 2, 1]
+
+
+@pytest.mark.slow
+def test_the_learning_rate_falls_over_as_many_updates_as_the_night_has(tiny):
+    config = brief(tiny, rollback=0.0)
+    life, state = life_of(tiny, tiny.model(), config, days=2, shares=(3.0, 1.0), day_end=True)
+    seen = []
+    for moment in life.agenda():
+        state, _ = moment.run(state)
+        if moment.record.get("event") == "seed_end":
+            seen.append(int(state.anchors["fast"].updates[0]))
+    assert seen == [3 * config.updates, config.updates]
+
+
 def test_three_levels_sleep_each_at_its_own_pace_fastest_first(tiny):
     levels = [
         tiny.level("fast", kind="graft", period=1, night=2),

@@ -13,6 +13,7 @@ from sleeplm.memory.levels import LevelConfig, get_level
 from sleeplm.memory.slots import take_slot
 from sleeplm.methods.update import (
     every_k,
+    fading,
     level_updates,
     moves_awake,
     only_slot,
@@ -187,3 +188,39 @@ def test_restarting_a_level_that_never_moves_changes_nothing(tiny):
     update = level_updates(levels)
     state = update.init(moving(params, levels))
     assert restart_level(update, state, params, "slow") is state
+
+
+# --- nights of any length ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("updates", [4, 10])
+def test_fading_is_a_learning_rate_that_falls_linearly_to_zero_over_the_night(updates):
+    faded = optax.chain(optax.adamw(0.1, weight_decay=0.5), fading())
+    schedule = optax.linear_schedule(0.1, 0.0, updates)
+    usual = optax.adamw(schedule, weight_decay=0.5)
+    step = jax.jit(lambda g, s, p, n: faded.update(g, s, p, total=n))
+    params = {"w": jnp.array([1.0, 2.0, -3.0])}
+    state, wanted_state, wanted = faded.init(params), usual.init(params), params
+    for g in gradients(updates):
+        moved, state = step({"w": g}, state, params, jnp.int32(updates))
+        params = optax.apply_updates(params, moved)
+        moved, wanted_state = usual.update({"w": jnp.asarray(g)}, wanted_state, wanted)
+        wanted = optax.apply_updates(wanted, moved)
+        np.testing.assert_allclose(params["w"], wanted["w"], rtol=1e-5)
+    moved, _ = step({"w": g}, state, params, jnp.int32(updates))
+    np.testing.assert_array_equal(moved["w"], 0.0)  # beyond its end
+
+
+def test_fading_one_program_serves_nights_of_all_lengths():
+    transform = fading()
+    traces = []
+
+    def update(g, state, n):
+        traces.append(1)
+        return transform.update(g, state, total=n)
+
+    run = jax.jit(update)
+    for n in (2, 8, 0):
+        moved, _ = run(jnp.ones(2), jnp.int32(1), jnp.int32(n))
+        np.testing.assert_allclose(moved, max(1 - 1 / max(n, 1), 0.0))
+    assert len(traces) == 1
