@@ -126,7 +126,7 @@ def test_an_anchor_holds_three_senders_and_no_second_model():
     sender = nbytes(get_level(variables["params"], "fast"))
     anchor = variables["anchors"]["fast"]
     ledgers = nbytes((anchor.dawn_slots, anchor.dusk_slots, anchor.receiver_slots))
-    assert nbytes(anchor) == 3 * sender + ledgers + 3 * 4
+    assert nbytes(anchor) == 3 * sender + ledgers + 4 * 4
 
 
 def test_teaching_leaves_the_learner_as_it_was():
