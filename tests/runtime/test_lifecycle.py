@@ -162,6 +162,15 @@ def test_a_stop_request_leaves_at_the_end_of_the_moment_with_everything_saved(
     assert restored.metadata["timings_bytes"] == chronicle.timings.position
 
 
+@pytest.fixture
+def usual_interrupt():
+    """Python's own handler of SIGINT: a process started in the background ignores it."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("usual_interrupt")
 def test_the_first_signal_is_remembered_and_the_second_acts_as_usual():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with StopRequest().listening() as stop:
