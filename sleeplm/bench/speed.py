@@ -38,9 +38,7 @@ def main(learners: int = 5) -> None:
     tokens = np.random.default_rng(0).integers(3, config.model.vocab_size, shape, np.int32)
     text = {"tokens": jnp.asarray(tokens), "segments": jnp.ones(shape, jnp.int32)}
     rows = np.arange(config.sleep.inner * config.sleep.rows, dtype=np.int32)
-    rows = np.broadcast_to(
-        rows.reshape(1, config.sleep.inner, -1), (learners, 6, config.sleep.rows)
-    )
+    rows = np.broadcast_to(rows, (learners, len(rows))).reshape(learners, config.sleep.inner, -1)
     rest = {"rows": jnp.asarray(rows), "today": jnp.zeros(learners, jnp.int32)}
     awake = repeat(STEPS, Phase(lambda params, key: (), life.wake)).step
     for name, step, batch in (("awake", awake, text), ("asleep", life.rests[0].seed, rest)):
