@@ -37,9 +37,12 @@ def main(learners: int = 5) -> None:
     shape = (learners, STEPS, config.day.batch, config.day.length)
     tokens = np.random.default_rng(0).integers(3, config.model.vocab_size, shape, np.int32)
     text = {"tokens": jnp.asarray(tokens), "segments": jnp.ones(shape, jnp.int32)}
-    rows = np.arange(config.sleep.inner * config.sleep.rows, dtype=np.int32)
-    rows = np.broadcast_to(rows, (learners, len(rows))).reshape(learners, config.sleep.inner, -1)
-    rest = {"rows": jnp.asarray(rows), "today": jnp.zeros(learners, jnp.int32)}
+    inner, each = config.sleep.inner, config.sleep.rows
+    rows = jnp.arange(inner * each, dtype=jnp.int32).reshape(inner, each)
+    rest = {
+        "rows": jnp.broadcast_to(rows, (learners, inner, each)),
+        "today": jnp.zeros(learners, jnp.int32),
+    }
     awake = repeat(STEPS, Phase(lambda params, key: (), life.wake)).step
     for name, step, batch in (("awake", awake, text), ("asleep", life.rests[0].seed, rest)):
         compare(name, step, state, batch)
