@@ -110,8 +110,10 @@ def draw(
         "all": cues.day != EMPTY,
         "none": jnp.zeros_like(cues.day, bool),
     }[source]
-    same_day = (cues.day[:, None] == cues.day[None]) & eligible[None]
-    many = jnp.maximum(same_day.sum(1), 1).astype(jnp.float32)
+    # How many of the same day, by sorting: an archive of raw texts has tens of thousands of rows.
+    days = jnp.sort(jnp.where(eligible, cues.day, EMPTY))
+    last, first = (jnp.searchsorted(days, cues.day, side=side) for side in ("right", "left"))
+    many = jnp.maximum(last - first, 1).astype(jnp.float32)
     share = jnp.where(eligible, many ** (balance - 1.0), 0.0)
     shuffle_key, start_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, len(share))
