@@ -14,7 +14,7 @@ from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import Curriculum, digest
 from sleeplm.data.facts import Document
-from sleeplm.data.text import BOS, PAD, Tokenizer, encode_cues, token_lists, train_bpe
+from sleeplm.data.text import BOS, PAD, Tokenizer, encode_cues, token_lists, train_tokenizer
 
 __all__ = [
     "Material",
@@ -51,8 +51,7 @@ def prepare(config: Any) -> Material:
       ConfigError: a text is longer than a row of the stream that it belongs to.
     """
     curriculum = curriculum_of(config)
-    texts = [document.text for document in curriculum.pretrain]
-    tokenizer = train_bpe(texts, config.model.vocab_size)
+    tokenizer = train_tokenizer(curriculum.pretrain, config.model.vocab_size)
     if is_labelled(config):
         from sleeplm.data.labels import cut_to_rows
 

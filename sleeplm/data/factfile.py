@@ -13,11 +13,12 @@ Wordings of a relation are a line too, anywhere in the file or in a second one
     {"relation": "birth_city", "statements": ["{s} was born in {v}."],
      "questions": ["{s} was born where?", "Where was {s} born?"], "held_out_questions": [...]}
 
-All three lists may be short or missing. Wordings made from the relation's name ("birth city")
-fill up to :data:`LEAST_STATEMENTS` statements and :data:`LEAST_QUESTIONS` questions. Exams ask
-in the held-out questions; without any, the last of two or more questions is held out, and
-without those two made-up ones are. What is held out is never trained. Texts are re-told from
-their beginning: start most wordings with ``{s}``.
+All three lists may be short or missing. Statements that end in the value are asked too ("{s} was
+born in what?"), and wordings made from the relation's name ("birth city") fill up to
+:data:`LEAST_STATEMENTS` statements and :data:`LEAST_QUESTIONS` questions. Exams ask in the
+held-out questions; without any, the last of two or more questions is held out, and without
+those two made-up ones are. What is held out is never trained. Texts are re-told from their
+beginning: start most wordings with ``{s}``.
 
 A model must have met the wordings before the first day. Invented facts fill pretraining up to
 ``pretrain_facts`` facts of every relation: subjects are new, put together from pieces of the
@@ -32,7 +33,7 @@ import json
 import pathlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from sleeplm.core.errors import ConfigError
@@ -191,13 +192,18 @@ def _relations(content: _Content) -> dict[str, Relation]:
     relations = {}
     owner: dict[str, str] = {}
     in_words: dict[str, str] = {}
+    everyones = {
+        made_up.plain(template)
+        for own in content.wordings.values()
+        for template in own["questions"] + own["held_out_questions"]
+    }
     for name in first:
         where = content.wordings_place.get(name, content.filesof[first[name]])
         same = in_words.setdefault(words_of(name), name)
         if same != name:
             remedy = f"reads as {words_of(name)!r}, as {same!r} does: use one name"
             raise ConfigError(f"{where}: relation", name, remedy)
-        relations[name] = _relation(name, where, content.wordings.get(name, {}))
+        relations[name] = _relation(name, where, content.wordings.get(name, {}), everyones)
         for template in relations[name].training + relations[name].held_out_questions:
             if owner.setdefault(made_up.plain(template), name) != name:
                 remedy = f"is a wording of {owner[made_up.plain(template)]!r} too: use it once"
@@ -205,7 +211,10 @@ def _relations(content: _Content) -> dict[str, Relation]:
     return relations
 
 
-def _relation(name: str, where: str, own: Mapping[str, tuple[str, ...]]) -> Relation:
+def _relation(
+    name: str, where: str, own: Mapping[str, tuple[str, ...]], everyones: Set[str]
+) -> Relation:
+    """Args: everyones: plain questions of all relations, none of which is made up again."""
     asked, held_out = own.get("questions", ()), own.get("held_out_questions", ())
     if not held_out and len(asked) >= 2:
         asked, held_out = asked[:-1], asked[-1:]
@@ -224,7 +233,10 @@ def _relation(name: str, where: str, own: Mapping[str, tuple[str, ...]]) -> Rela
             held_out,
         ),
         questions=made_up.filled(
-            tuple(dict.fromkeys(asked)),
+            (
+                *dict.fromkeys(asked),
+                *_from_statements(own.get("statements", ()), apart | everyones),
+            ),
             made_up.generic(made_up.QUESTIONS, name),
             LEAST_QUESTIONS,
             held_out,
@@ -232,6 +244,17 @@ def _relation(name: str, where: str, own: Mapping[str, tuple[str, ...]]) -> Rela
         held_out_statements=(),
         held_out_questions=tuple(dict.fromkeys(held_out)),
     )
+
+
+def _from_statements(statements: Iterable[str], not_as: Set[str]) -> list[str]:
+    """Questions of statements' own words: "{s} carries what?" for "{s} carries {v}.".
+
+    Args:
+      not_as: what no question may repeat, as :func:`~sleeplm.data.wordings_generic.plain` has it.
+    """
+    bodies = (template.rstrip(".!") for template in statements)
+    found = (f"{body.removesuffix(' {v}')} what?" for body in bodies if body.endswith(" {v}"))
+    return [question for question in dict.fromkeys(found) if made_up.plain(question) not in not_as]
 
 
 def invent(

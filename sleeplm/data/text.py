@@ -22,6 +22,10 @@ PAD, BOS, EOS = 0, 1, 2
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 _OFFSET = len(SPECIAL_TOKENS)
 _FORMAT = "sleeplm-tokenizer-1"
+#: A token inside of names is part of at least so many different ones.
+LEAST_NAMES = 3
+#: Every name counts once for so many documents: about a sixth of how often it is written.
+DOCUMENTS_A_NAME = 1500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +79,44 @@ class Tokenizer:
             raise ConfigError("tokenizer", text[:40], remedy) from error
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(documents: Sequence[Document], vocab_size: int) -> Tokenizer:
+    """A tokenizer of documents about facts that will read of other subjects later.
+
+    Names that pretraining repeats would become tokens of their own, and those of the days, which
+    it has not seen, rare pieces that nothing was ever stored under. Therefore a subject does not
+    count as often as it is written, and what is merged in names occurs in several of them.
+
+    Args:
+      vocab_size: see :func:`train_bpe`, which says what is raised, too.
+    """
+    facts = [document for document in documents if document.answer]
+    texts = [document.text for document in documents if not document.answer]
+    texts += [document.text.replace(document.fact.subject, "") for document in facts]
+    times = max(len(documents) // DOCUMENTS_A_NAME, 1)
+    names = list(dict.fromkeys(document.fact.subject for document in facts))
+    return train_bpe(texts + times * names, vocab_size, least=LEAST_NAMES * times)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, least: int = 0) -> Tokenizer:
     """Trains a byte-level BPE on ``texts``; the same texts always give the same tokenizer.
 
     Args:
       vocab_size: upper bound with the three special tokens; few texts may fill less of it.
+      least: how often a pair must occur to become a token.
 
     Raises:
       ConfigError: when ``vocab_size`` cannot hold 256 bytes and the special tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    least = len(alphabet) + _OFFSET
-    if vocab_size < least:
-        raise ConfigError("vocab_size", vocab_size, f"needs at least {least}")
+    smallest = len(alphabet) + _OFFSET
+    if vocab_size < smallest:
+        raise ConfigError("vocab_size", vocab_size, f"needs at least {smallest}")
     bpe = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - _OFFSET, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - _OFFSET,
+        min_frequency=least,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator((" " + text for text in texts), trainer)
     return Tokenizer(bpe)

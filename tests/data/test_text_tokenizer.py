@@ -25,6 +25,7 @@ from sleeplm.data.text import (
     encode_documents,
     token_lists,
     train_bpe,
+    train_tokenizer,
 )
 
 WORLD = atlas(0, 8, 80)
@@ -97,6 +98,40 @@ def test_a_batch_equals_its_parts(tokenizer):
 
 def test_training_keeps_to_the_vocabulary_size():
     assert BPE.vocab_size == 1024
+
+
+def test_pairs_that_are_rare_do_not_become_tokens():
+    texts = ["lantern"] * 5 + ["harbour"] * 4
+    assert len(train_bpe(texts, 1024, least=5).encode("lantern")) == 1
+    assert len(train_bpe(texts, 1024, least=5).encode("harbour")) > 1
+    assert len(train_bpe(texts, 1024).encode("harbour")) == 1
+
+
+def told(subjects: list[str], times: int) -> list[Document]:
+    facts = [Fact(subject, "colour", "crimson") for subject in subjects]
+    return [
+        Document(f"{fact.subject} is {fact.value}.", "", fact.value, fact)
+        for fact in facts
+        for _ in range(times)
+    ]
+
+
+def test_names_of_pretraining_are_not_tokens_of_their_own_however_often_it_repeats_them():
+    """Else the names of the days, which are new, would be made of other pieces than those."""
+    names = [a + b for a in ("Storm", "Iron", "Wind", "Star") for b in ("hawk", "fin", "gull")]
+    documents = told(names, times=40)
+    tokenizer = train_tokenizer(documents, 1024)
+    pieces = {tokenizer.decode([token]) for text in names for token in tokenizer.encode(text)}
+    assert pieces <= {"Storm", "Iron", "Wind", "Star", "hawk", "fin", "gull"}
+    assert len(tokenizer.encode("crimson")) == 1
+    naive = train_bpe([document.text for document in documents], 1024)
+    assert all(len(naive.encode(name)) == 1 for name in names)
+
+
+def test_texts_that_are_no_facts_count_as_they_are():
+    plain = [Document("lanterns everywhere", "", "", Fact("lanterns", "text", ""))] * 5
+    tokenizer = train_tokenizer(plain, 1024)
+    assert len(tokenizer.encode("lanterns")) == 1
     assert max(max(row) for row in token_lists(BPE, TRAINING)) < 1024
     assert byte_tokenizer().vocab_size == 259
 
