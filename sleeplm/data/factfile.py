@@ -13,8 +13,8 @@ Wordings of a relation are a line too, anywhere in the file or in a second one
     {"relation": "birth_city", "statements": ["{s} was born in {v}."],
      "questions": ["{s} was born where?", "Where was {s} born?"], "held_out_questions": [...]}
 
-All three lists may be short or missing. Statements that end in the value are asked too ("{s} was
-born in what?"), and wordings made from the relation's name ("birth city") fill up to
+All three lists may be short or missing. Wordings made from statements that end in the value
+("{s} was born in what?") and from the relation's name ("birth city") fill up to
 :data:`LEAST_STATEMENTS` statements and :data:`LEAST_QUESTIONS` questions. Exams ask in the
 held-out questions; without any, the last of two or more questions is held out, and without
 those two made-up ones are. What is held out is never trained. Texts are re-told from their
@@ -224,6 +224,7 @@ def _relation(
         if made_up.plain(template) in apart:
             remedy = "is held out too: word the two differently"
             raise ConfigError(f"{where}: questions", template, remedy)
+    made_up_questions = made_up.generic(made_up.QUESTIONS, name)
     return Relation(
         name=name,
         statements=made_up.filled(
@@ -233,11 +234,8 @@ def _relation(
             held_out,
         ),
         questions=made_up.filled(
-            (
-                *dict.fromkeys(asked),
-                *_from_statements(own.get("statements", ()), apart | everyones),
-            ),
-            made_up.generic(made_up.QUESTIONS, name),
+            tuple(dict.fromkeys(asked)),
+            (*_from_statements(own.get("statements", ()), everyones), *made_up_questions),
             LEAST_QUESTIONS,
             held_out,
         ),

@@ -4,8 +4,8 @@ A world is read in two parts: the facts of pretraining, and days of new facts. E
 many wordings; some of them are held out and appear only in exams, so that an exam asks whether
 the *fact* was kept and not whether a sentence was.
 
-The worlds here train each relation on 8 statements and 10 questions: with few question wordings
-a small model learns the wordings, not that a question may be worded freely. 13 of the 18 start
+The worlds here train each relation on 8 statements and 10 or 12 questions: with few question
+wordings a small model learns the wordings, not that a question may be worded freely. Most start
 with the subject: a short cue (the subject, never an answer) then makes a model re-tell what it
 knows. The others name it later; the value alone, without further words, answers all questions.
 """

@@ -98,6 +98,26 @@ def test_few_wordings_are_filled_up_with_made_up_ones(read):
     assert len(relation.questions) == LEAST_QUESTIONS
 
 
+def test_statements_that_end_in_their_value_are_asked_before_others_are_made_up(read):
+    told = ["{s} was born in {v}.", "{v} saw the birth of {s}.", "{s} calls {v} home."]
+    relation = read(ADA, {**WORDS, "statements": told}).relations["birth_city"]
+    assert relation.questions[:2] == ("{s} was born where?", "{s} was born in what?")
+    assert relation.questions[2] == "{s} has which birth city?"
+    assert len(relation.questions) == LEAST_QUESTIONS
+
+
+def test_a_question_made_of_a_statement_is_nobodys_own_question(read):
+    """Neither a held-out one, nor one of another relation."""
+    held_out = ["{s} was born in what?", "Where is {s} from?"]
+    words = {**WORDS, "statements": ["{s} was born in {v}.", "{s} comes from {v}."]}
+    other = {"relation": "employer", "questions": ["{s} comes from what?", "Who pays {s}?"]}
+    work = {**ADA, "relation": "employer", "value": "Acorn"}
+    world = read(ADA, work, other, {**words, "held_out_questions": held_out})
+    assert not {"{s} was born in what?", "{s} comes from what?"} & {
+        *world.relations["birth_city"].questions
+    }
+
+
 def test_enough_wordings_are_left_as_they_are(read):
     asked = [f"{{s}} {i}?" for i in range(12)]
     relation = read(ADA, {"relation": "birth_city", "questions": asked}).relations["birth_city"]
