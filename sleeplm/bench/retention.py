@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.lives import Bench, learners_of, live
-from sleeplm.bench.material import check_world, paper_of, prepare
+from sleeplm.bench.material import Material, check_world, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import pretrained
 from sleeplm.bench.report import write_report
@@ -203,6 +206,24 @@ def check_nights(config: RetentionConfig, days: int) -> None:
         )
 
 
+def cut_asleep(config: RetentionConfig, materials: Sequence[Material]) -> list[str]:
+    """What a night cannot tell of the days' texts, a line each; answers stand at their ends."""
+    sizes = np.asarray([len(row) for one in materials for day in one.days for row in day])
+    longer, pair = (sizes > config.sleep.length).mean(), math.ceil(2 * sizes.mean())
+    lines = []
+    if longer:
+        lines.append(
+            f"sleep.length = {config.sleep.length}: {longer:.0%} of the days' texts are longer (up "
+            f"to {sizes.max()} tokens), nights do not tell their ends"
+        )
+    if 0 < config.sleep.pack < pair:
+        lines.append(
+            f"sleep.pack = {config.sleep.pack}: two texts of the days have {pair} tokens on "
+            "average, what does not fit into a row is not learned"
+        )
+    return lines
+
+
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     began = time.monotonic()
     if (finished := _finished(run)) is not None:
@@ -218,6 +239,9 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
         f"an exam; {config.seeds} learners"
     )
+    if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
+        for line in cut_asleep(config, materials):
+            run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, learners, materials)
     examine = jax.jit(for_each(grade(backbone)))
