@@ -5,9 +5,11 @@ and others of the bench; ``inca`` is an external classifier on the frozen backbo
 
     sleeplm run experiments/retention_intents.py --config.data_dir=DIR --config.text=FILE
     sleeplm run experiments/retention_intents.py:banking77 --config.manual_dir=DIR
+    sleeplm run experiments/retention_intents.py --config.world=labels:DIR --config.days=5
 
 ``text`` is plain English to pretrain on (.txt, or JSON lines with "text", also .gz): without it the
-backbone has read the atlas facts only, and accuracy is lower. Figures are in docs/results.md.
+backbone has read the atlas facts only, and accuracy is lower. The nights of this preset do not keep
+what the day learned yet: docs/results.md says what was found.
 """
 
 from sleeplm.bench.presets import bench, night
@@ -36,8 +38,8 @@ def get_config(world: str = "clinc150") -> RetentionConfig:
                 TeacherConfig("dawn", "past", weight=3.0, imitate=False, uncued=0.2, times=2),
             ],
             rows=12,
-            length=48,
-            pack=64,
+            length=64,
+            pack=96,
             reservoir=1024,
         ),
     )
