@@ -99,7 +99,7 @@ EMPLOYER = Relation(
         "{s} goes to work at what firm?",
         "{s} has a desk at which firm?",
         "{s} is employed where?",
-        "{s} is employed by what firm today?",
+        "{s} is employed these days by what firm?",
         "What firm pays the salary of {s}?",
         "{s}: which firm pays the salary?",
         "What is the firm that employs {s}?",

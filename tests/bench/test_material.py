@@ -26,7 +26,7 @@ from sleeplm.data.curriculum import repeated
 from sleeplm.data.facts import exam, questions, statements, subjects
 from sleeplm.data.labels import LABEL, QUESTION
 from sleeplm.data.plain import TEXT
-from sleeplm.data.text import BOS, EOS, train_bpe
+from sleeplm.data.text import BOS, EOS, train_tokenizer
 
 
 def config(**changes) -> SimpleNamespace:
@@ -107,7 +107,7 @@ def test_days_are_read_in_every_training_wording_and_pretraining_in_some(lesson)
 
 def test_the_tokenizer_is_trained_on_pretraining_texts_only(lesson):
     settings, material = lesson
-    again = train_bpe(texts(material, material.pretrain), settings.model.vocab_size)
+    again = train_tokenizer(material.curriculum.pretrain, settings.model.vocab_size)
     assert again.to_json() == material.tokenizer.to_json()
     assert material.tokenizer.vocab_size <= settings.model.vocab_size
 

@@ -68,18 +68,17 @@ def test_every_relation_has_enough_wordings_and_holds_some_out(world):
         assert min(len(relation.held_out_statements), len(relation.held_out_questions)) >= 2
 
 
-def test_each_relation_trains_on_eight_statements_and_ten_questions(world):
+def test_each_relation_trains_on_eight_statements_and_at_least_ten_questions(world):
     for relation in world.relations.values():
-        assert (len(relation.statements), len(relation.questions)) == (8, 10)
+        assert len(relation.statements) == 8
+        assert 10 <= len(relation.questions) <= 12
 
 
-def test_13_of_18_training_wordings_start_with_the_subject(world):
+def test_most_training_wordings_start_with_the_subject_and_some_do_not(world):
     for relation in world.relations.values():
-        first = {
-            kind: sum(template.startswith("{s}") for template in getattr(relation, kind))
-            for kind in ("statements", "questions")
-        }
-        assert first == {"statements": 6, "questions": 7}
+        for templates in (relation.statements, relation.questions):
+            first = sum(template.startswith("{s}") for template in templates)
+            assert 0.65 <= first / len(templates) <= 0.75
         assert any(t.startswith("{s}") for t in relation.held_out_questions)
 
 
