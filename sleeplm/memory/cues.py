@@ -16,6 +16,7 @@ from sleeplm.core.types import Array
 
 EMPTY = -2  # day of an unused entry
 BEFORE = -1  # day of cues known from before the first day
+FEW = 4096  # entries that are compared in pairs
 
 GOLDEN = 0.6180339887498949  # strides that fill [0, 1) evenly, and independently of each other
 SILVER = 0.41421356237309503
@@ -110,10 +111,7 @@ def draw(
         "all": cues.day != EMPTY,
         "none": jnp.zeros_like(cues.day, bool),
     }[source]
-    # How many of the same day, by sorting: an archive of raw texts has tens of thousands of rows.
-    days = jnp.sort(jnp.where(eligible, cues.day, EMPTY))
-    last, first = (jnp.searchsorted(days, cues.day, side=side) for side in ("right", "left"))
-    many = jnp.maximum(last - first, 1).astype(jnp.float32)
+    many = jnp.maximum(_of_same_day(cues.day, eligible), 1).astype(jnp.float32)
     share = jnp.where(eligible, many ** (balance - 1.0), 0.0)
     shuffle_key, start_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, len(share))
@@ -125,6 +123,16 @@ def draw(
     length = jnp.where(bare, 1, cues.length[picked])
     kept = jnp.arange(cues.tokens.shape[1]) < length[:, None]
     return jnp.where(kept, cues.tokens[picked], 0), length
+
+
+def _of_same_day(day: Array, eligible: Array) -> Array:
+    """int32 [M]: for each entry, how many eligible ones are of its day."""
+    if len(day) <= FEW:
+        return ((day[:, None] == day[None]) & eligible[None]).sum(1)
+    # An archive of raw texts has tens of thousands of rows: all pairs of them took most of a night.
+    days = jnp.sort(jnp.where(eligible, day, EMPTY))
+    last, first = (jnp.searchsorted(days, day, side=side) for side in ("right", "left"))
+    return jnp.where(day == EMPTY, 0, last - first)
 
 
 def _stride(rows: Array, stride: float) -> Array:

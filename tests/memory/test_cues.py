@@ -187,3 +187,17 @@ def test_only_days_that_the_source_names_are_balanced():
     ids, times = np.unique(np.asarray(tokens)[:, 1], return_counts=True)
     assert ids.tolist() == [200, 201, 300, 301, 302]
     assert np.abs(times - 120).max() <= 3
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_many_cues_are_drawn_as_few_are(source, monkeypatch):
+    cues = reservoir({BEFORE: 3, 0: 2, 1: 4, 2: 2}, capacity=14)
+    rows = jnp.arange(40)
+
+    def drawn():
+        return draw(cues, source, jnp.int32(1), rows, jax.random.key(5), 0.1, 0.5)
+
+    few = drawn()
+    monkeypatch.setattr("sleeplm.memory.cues.FEW", 0)
+    for ours, theirs in zip(drawn(), few, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
