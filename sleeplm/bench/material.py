@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "context_papers",
     "cues_of",
     "curriculum_of",
+    "cut_asleep",
     "digest",
     "paper_of",
     "prepare",
@@ -72,6 +74,24 @@ def prepare(config: Any) -> Material:
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:
     longest = max(map(len, rows))
     checks.require(longest <= length, field, length, f"the longest text has {longest} tokens")
+
+
+def cut_asleep(config: Any, materials: Sequence[Material]) -> list[str]:
+    """What a night cannot tell of the days' texts, a line each; answers stand at their ends."""
+    sizes = np.asarray([len(row) for one in materials for day in one.days for row in day])
+    longer, pair = (sizes > config.sleep.length).mean(), math.ceil(2 * sizes.mean())
+    lines = []
+    if longer:
+        lines.append(
+            f"sleep.length = {config.sleep.length}: {longer:.0%} of the days' texts are longer (up "
+            f"to {sizes.max()} tokens), nights do not tell their ends"
+        )
+    if 0 < config.sleep.pack < pair:
+        lines.append(
+            f"sleep.pack = {config.sleep.pack}: two texts of the days have {pair} tokens on "
+            "average, what does not fit into a row is not learned"
+        )
+    return lines
 
 
 def paper_of(config: Any, material: Material) -> Exam:

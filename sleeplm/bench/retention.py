@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.lives import Bench, learners_of, live
-from sleeplm.bench.material import Material, check_world, paper_of, prepare
+from sleeplm.bench.material import check_world, cut_asleep, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import pretrained
 from sleeplm.bench.report import write_report
@@ -204,24 +201,6 @@ def check_nights(config: RetentionConfig, days: int) -> None:
             slow.slots,
             "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
         )
-
-
-def cut_asleep(config: RetentionConfig, materials: Sequence[Material]) -> list[str]:
-    """What a night cannot tell of the days' texts, a line each; answers stand at their ends."""
-    sizes = np.asarray([len(row) for one in materials for day in one.days for row in day])
-    longer, pair = (sizes > config.sleep.length).mean(), math.ceil(2 * sizes.mean())
-    lines = []
-    if longer:
-        lines.append(
-            f"sleep.length = {config.sleep.length}: {longer:.0%} of the days' texts are longer (up "
-            f"to {sizes.max()} tokens), nights do not tell their ends"
-        )
-    if 0 < config.sleep.pack < pair:
-        lines.append(
-            f"sleep.pack = {config.sleep.pack}: two texts of the days have {pair} tokens on "
-            "average, what does not fit into a row is not learned"
-        )
-    return lines
 
 
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:

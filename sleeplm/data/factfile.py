@@ -214,7 +214,7 @@ def _relations(content: _Content) -> dict[str, Relation]:
 def _relation(
     name: str, where: str, own: Mapping[str, tuple[str, ...]], everyones: Set[str]
 ) -> Relation:
-    """Args: everyones: plain questions of all relations, none of which is made up again."""
+    """The wordings of a relation; ``everyones`` are the plain questions that the file has."""
     asked, held_out = own.get("questions", ()), own.get("held_out_questions", ())
     if not held_out and len(asked) >= 2:
         asked, held_out = asked[:-1], asked[-1:]

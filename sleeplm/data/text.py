@@ -24,7 +24,7 @@ _OFFSET = len(SPECIAL_TOKENS)
 _FORMAT = "sleeplm-tokenizer-1"
 #: A token inside of names is part of at least so many different ones.
 LEAST_NAMES = 3
-#: Every name counts once for so many documents: about a sixth of how often it is written.
+#: Every name counts once for so many documents: a sixth to a ninth of how often it is written.
 DOCUMENTS_A_NAME = 1500
 
 

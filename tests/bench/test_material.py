@@ -16,6 +16,7 @@ from sleeplm.bench.material import (
     context_papers,
     cues_of,
     curriculum_of,
+    cut_asleep,
     digest,
     paper_of,
     prepare,
@@ -364,3 +365,25 @@ def test_days_of_a_data_set_are_counted_without_reading_it(days, count):
 def test_a_curriculum_cannot_be_changed_by_accident(lesson):
     with pytest.raises(dataclasses.FrozenInstanceError):
         lesson[1].curriculum.days = ()
+
+
+@pytest.mark.parametrize(
+    ("length", "pack", "told"),
+    [
+        (64, 0, []),
+        (64, 50, []),
+        (30, 0, ["sleep.length = 30: "]),
+        (64, 24, ["sleep.pack = 24: "]),
+        (30, 24, ["sleep.length = 30: ", "sleep.pack = 24: "]),
+    ],
+)
+def test_what_nights_would_cut_off_is_said(length, pack, told):
+    """Answers stand at the ends of texts: a night that cuts them keeps nothing."""
+    days = [[[1] * 20, [1] * 40], [[1] * 22, [1] * 18]]
+    settings = SimpleNamespace(sleep=SimpleNamespace(length=length, pack=pack))
+    lines = cut_asleep(settings, [SimpleNamespace(days=days)])
+    assert [line[: len(begin)] for line, begin in zip(lines, told, strict=True)] == told
+    if length == 30:
+        assert "25% of the days' texts are longer (up to 40 tokens)" in lines[0]
+    if pack == 24:
+        assert "50 tokens on average" in lines[-1]

@@ -6,14 +6,12 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import types
 
 import numpy as np
 import pytest
 
 from sleeplm import cli
 from sleeplm.bench.arms import build_arm
-from sleeplm.bench.retention import cut_asleep
 from sleeplm.runtime.config import check, load_config
 from sleeplm.runtime.metrics import read_metrics
 
@@ -53,30 +51,6 @@ def test_every_experiment_has_settings_that_can_work(name):
 def test_every_experiment_file_is_among_them():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
     assert {name.partition(":")[0] for name in EXPERIMENTS} == files
-
-
-@pytest.mark.parametrize(
-    ("length", "pack", "told"),
-    [
-        (64, 0, []),
-        (64, 50, []),
-        (30, 0, ["sleep.length = 30: "]),
-        (64, 24, ["sleep.pack = 24: "]),
-        (30, 24, ["sleep.length = 30: ", "sleep.pack = 24: "]),
-    ],
-)
-def test_what_nights_would_cut_off_is_said(length, pack, told):
-    """Answers stand at the ends of texts: a night that cuts them keeps nothing."""
-    days = [[[1] * 20, [1] * 40], [[1] * 22, [1] * 18]]
-    config = load_config(LIFE, [])
-    sleep = dataclasses.replace(config.sleep, length=length, pack=pack)
-    material = types.SimpleNamespace(days=days)
-    lines = cut_asleep(dataclasses.replace(config, sleep=sleep), [material])
-    assert [line[: len(begin)] for line, begin in zip(lines, told, strict=True)] == told
-    if length == 30:
-        assert "25% of the days' texts are longer (up to 40 tokens)" in lines[0]
-    if pack == 24:
-        assert "50 tokens on average" in lines[-1]
 
 
 # --- the whole job -------------------------------------------------------------------------------

@@ -98,6 +98,8 @@ def test_a_batch_equals_its_parts(tokenizer):
 
 def test_training_keeps_to_the_vocabulary_size():
     assert BPE.vocab_size == 1024
+    assert max(max(row) for row in token_lists(BPE, TRAINING)) < 1024
+    assert byte_tokenizer().vocab_size == 259
 
 
 def test_pairs_that_are_rare_do_not_become_tokens():
@@ -132,8 +134,6 @@ def test_texts_that_are_no_facts_count_as_they_are():
     plain = [Document("lanterns everywhere", "", "", Fact("lanterns", "text", ""))] * 5
     tokenizer = train_tokenizer(plain, 1024)
     assert len(tokenizer.encode("lanterns")) == 1
-    assert max(max(row) for row in token_lists(BPE, TRAINING)) < 1024
-    assert byte_tokenizer().vocab_size == 259
 
 
 def test_training_is_deterministic():
