@@ -87,6 +87,7 @@ class Arm:
       trains: what moves awake: ``bases``, ``everything``, ``adapters`` or ``nothing``.
       follows_schedule: its levels sleep when the schedule says.
       by_class: answers are names of the nearest class instead of what the model says.
+      joint: every day it reads from the texts of all days, mixed.
     """
 
     model: Model
@@ -97,11 +98,12 @@ class Arm:
     trains: str = "bases"
     follows_schedule: bool = False
     by_class: bool = False
+    joint: bool = False
 
     @property
     def raw_text(self) -> bool:
         """Whether it keeps raw text beyond the day (a day's own text is everybody's)."""
-        return self.archive == "texts" or self.context
+        return self.archive == "texts" or self.context or self.joint
 
 
 def _seeded(config: Any, sleep: SleepConfig, **more: Any) -> Arm:
@@ -340,7 +342,7 @@ def _plain(
 
 #: Arms in which no level has a night.
 WITHOUT_LEVELS_NIGHTS = frozenset(
-    ("wake_only", "cms_without_seeding", "sft_all", "lora_sequential", "ewc", "icl", "inca")
+    ("wake_only", "cms_without_seeding", "sft_all", "joint", "lora_sequential", "ewc", "icl", "inca")
 )
 
 
@@ -381,6 +383,7 @@ ARMS: dict[str, Callable[[Any], Arm]] = {
     "wake_only": _wake_only,
     "cms_without_seeding": _cms,
     "sft_all": _sft,
+    "joint": lambda c: dataclasses.replace(_sft(c), joint=True),
     "lora_sequential": _lora,
     "ewc": _ewc,
     "icl": _icl,

@@ -23,7 +23,7 @@ from sleeplm.bench.exams import (
 )
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
-from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.bench.streams import DayStreams, JointStream, StackedStreams
 from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
@@ -124,8 +124,9 @@ def life_of(bench: Bench, arm: Arm) -> Life:
     """The life of an arm's learners."""
     config, day = bench.config, bench.config.day
     watch = _watch(bench, arm)
+    stream = JointStream if arm.joint else DayStreams
     streams = [
-        DayStreams(material.days, day.batch, day.length, one.seed)
+        stream(material.days, day.batch, day.length, one.seed)
         for one, material in zip(bench.learners, bench.materials, strict=True)
     ]
     curricula = [material.curriculum for material in bench.materials]

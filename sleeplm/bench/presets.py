@@ -44,17 +44,19 @@ def levels(steps: int, slots: int, rank: int) -> list[LevelConfig]:
 
 
 def teachers() -> list[TeacherConfig]:
-    """Two selves, each of which tells from cues alone and from cues behind frames.
+    """Three selves that tell from cues alone, and from cues behind frames.
 
-    Tonight's self tells of today, this morning's of everything before. Frames let wordings that
-    name their subject late be told of old days too.
+    Tonight's self tells of today, this morning's of everything before, and the original of what
+    was known before the first day: what it tells does not change from night to night. Frames let
+    wordings that name their subject late be told of old days too.
     """
     past: dict[str, Any] = {"weight": 3.0, "imitate": False, "balance": 0.5}
     return [
         TeacherConfig("dusk", "today", uncued=0.4),
         TeacherConfig("dusk", "today", imitate=False, framed=True),
         TeacherConfig("dawn", "past", uncued=0.4, **past),
-        TeacherConfig("dawn", "past", framed=True, times=2, **past),
+        TeacherConfig("dawn", "lived", framed=True, **past),
+        TeacherConfig("origin", "before", framed=True, **past),
     ]
 
 

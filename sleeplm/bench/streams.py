@@ -64,6 +64,19 @@ class DayStreams:
             self._iterator.set_state(saved["iterator"])
 
 
+class JointStream(DayStreams):
+    """All days' documents mixed, as if they were one long day: what one may not do in a life."""
+
+    def __init__(self, days: Sequence[Sequence[Sequence[int]]], batch: int, length: int, seed: int):
+        super().__init__([[text for day in days for text in day]], batch, length, seed)
+
+    def take(self, day: int, count: int) -> dict[str, np.ndarray]:
+        return super().take(0, count)
+
+    def peek(self, day: int) -> dict[str, np.ndarray]:
+        return super().peek(0)
+
+
 class StackedStreams:
     """The streams of E learners that live side by side: every array has E in front."""
 

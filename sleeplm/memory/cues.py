@@ -21,7 +21,9 @@ FEW = 4096  # entries that are compared in pairs
 GOLDEN = 0.6180339887498949  # strides that fill [0, 1) evenly, and independently of each other
 SILVER = 0.41421356237309503
 
-SOURCES = ("today", "past", "all", "none")
+#: Days that cues are drawn from: ``past`` is every earlier day and what came before the first,
+#: ``lived`` and ``before`` are its two halves; ``none`` is the begin of text only.
+SOURCES = ("today", "past", "lived", "before", "all", "none")
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +63,9 @@ def empty_cues(capacity: int, width: int, bos: int) -> Cues:
 def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -> Cues:
     """Offers new cues. If not all fit, every day gives up its own until the days are even.
 
+    What was known before the first day and is offered again becomes a cue of ``day``: the model
+    of before would tell outdated things from it.
+
     Args:
       tokens: int32 [n, C]. length: int32 [n]; rows of length 0 are not offered.
       day: int32 scalar. key: draws the new priorities, uniform in [0, 1).
@@ -73,6 +78,9 @@ def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -
         day=jnp.where(length > 0, day, EMPTY).astype(jnp.int32),
         priority=jnp.where(length > 0, priority, -1.0),
     )
+    same = (cues.tokens[:, None] == new.tokens[None]).all(-1) & (new.day >= 0)[None]
+    outdated = (cues.day == BEFORE) & same.any(1)
+    cues = dataclasses.replace(cues, day=jnp.where(outdated, EMPTY, cues.day))
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cues, new)
     # Place among the cues of the same day, by priority: the first places of all days are kept.
     better = (both.day[:, None] == both.day[None]) & (both.priority[None] > both.priority[:, None])
@@ -96,7 +104,7 @@ def draw(
     consecutive rows covers them evenly. All that came before the first day counts as one day.
 
     Args:
-      source: ``today``, ``past`` (every earlier day), ``all`` or ``none`` (begin of text only).
+      source: one of :data:`SOURCES`.
       today: int32 scalar. rows: int32 [B], global row numbers, so that sharded rows agree.
       uncued: share of rows that get the begin-of-text token only, whatever the source.
       balance: a day of n cues is drawn in proportion to n**balance: 0 draws every day equally
@@ -108,6 +116,8 @@ def draw(
     eligible = {
         "today": cues.day == today,
         "past": (cues.day != EMPTY) & (cues.day < today),
+        "lived": (cues.day >= 0) & (cues.day < today),
+        "before": cues.day == BEFORE,
         "all": cues.day != EMPTY,
         "none": jnp.zeros_like(cues.day, bool),
     }[source]

@@ -97,7 +97,7 @@ def test_every_arm_lives_two_days_and_can_be_reported(lived, name):
         assert np.isfinite(leaf).all()
     results = outcomes(life.bench, life.run, {name: life.arm})
     (told,) = results["arms"][name]
-    assert told["raw_text"] is (name in ("static_replay", "icl"))
+    assert told["raw_text"] is (name in ("static_replay", "icl", "joint"))
     assert told["log"]["nights"] == int(life.state.counters["nights"][0])
     assert summarize(results)["arms"][name]["seeds"] == 1
 
@@ -224,8 +224,8 @@ def test_cms_moves_the_slow_level_awake_too(lived):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft_all", "ewc"])
-def test_sft_all_and_ewc_move_every_parameter(lived, name):
+@pytest.mark.parametrize("name", ["sft_all", "joint", "ewc"])
+def test_sft_all_joint_and_ewc_move_every_parameter(lived, name):
     life = lived(name)
     pool = re.compile("experts|router")
     assert moved(life) == all_paths(life)
