@@ -342,7 +342,16 @@ def _plain(
 
 #: Arms in which no level has a night.
 WITHOUT_LEVELS_NIGHTS = frozenset(
-    ("wake_only", "cms_without_seeding", "sft_all", "joint", "lora_sequential", "ewc", "icl", "inca")
+    (
+        "wake_only",
+        "cms_without_seeding",
+        "sft_all",
+        "joint",
+        "lora_sequential",
+        "ewc",
+        "icl",
+        "inca",
+    )
 )
 
 
