@@ -6,7 +6,7 @@
 What to expect is in docs/results.md.
 """
 
-from sleeplm.bench.presets import bench, night
+from sleeplm.bench.presets import bench, night, teachers
 from sleeplm.bench.retention import RetentionConfig
 
 
@@ -41,5 +41,5 @@ def get_config(nights: str = "40") -> RetentionConfig:
         seeds=3,
         arms=["sleep"],
         night_facts=24,
-        sleep=night(updates=240),
+        sleep=night(updates=240, rows=4, teachers=teachers(old=3)),
     )

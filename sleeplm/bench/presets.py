@@ -43,14 +43,17 @@ def levels(steps: int, slots: int, rank: int) -> list[LevelConfig]:
     return [fast, slow]
 
 
-def teachers() -> list[TeacherConfig]:
+def teachers(old: int = 1) -> list[TeacherConfig]:
     """Three selves that tell from cues alone, and from cues behind frames.
 
     Tonight's self tells of today, this morning's of everything before, and the original of what
     was known before the first day: what it tells does not change from night to night. Frames let
     wordings that name their subject late be told of old days too.
+
+    Args:
+      old: samples about old days, and about what came before, for each about today.
     """
-    past: dict[str, Any] = {"weight": 3.0, "imitate": False, "balance": 0.5}
+    past: dict[str, Any] = {"weight": 3.0, "imitate": False, "balance": 0.5, "times": old}
     return [
         TeacherConfig("dusk", "today", uncued=0.4),
         TeacherConfig("dusk", "today", imitate=False, framed=True),
