@@ -340,19 +340,10 @@ def _plain(
     )
 
 
+_AWAKE = ("wake_only", "cms_without_seeding")
+_PLAIN = ("sft_all", "joint", "lora_sequential", "ewc", "icl", "inca")
 #: Arms in which no level has a night.
-WITHOUT_LEVELS_NIGHTS = frozenset(
-    (
-        "wake_only",
-        "cms_without_seeding",
-        "sft_all",
-        "joint",
-        "lora_sequential",
-        "ewc",
-        "icl",
-        "inca",
-    )
-)
+WITHOUT_LEVELS_NIGHTS = frozenset((*_AWAKE, *_PLAIN))
 
 
 def build_arm(name: str, config: Any, classes: int) -> Arm:

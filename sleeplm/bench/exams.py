@@ -23,7 +23,8 @@ from sleeplm.core.types import Array, PyTree, Variables
 from sleeplm.data.facts import Document
 from sleeplm.data.text import Tokenizer, encode_documents
 from sleeplm.models.decode import generate
-from sleeplm.models.layers import gates, rotary
+from sleeplm.models.layers import gates
+from sleeplm.models.rope import rotary
 from sleeplm.models.transformer import Model
 
 BLOCK = 256  # most questions answered at once
@@ -219,7 +220,7 @@ def traffic(model: Model, level: str) -> Callable[[Variables, Exam], Array]:
         def one(part: Exam) -> tuple[Array, Array]:
             tokens, real = _texts(part)
             length = tokens.shape[1]
-            rope = rotary(jnp.arange(length)[None], c.width_of_head, c.rope_theta)
+            rope = rotary(jnp.arange(length)[None], c.rope_frequencies)
             mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
             x = params["embed"][tokens].astype(jnp.dtype(c.dtype))
             weights = real.astype(jnp.float32)

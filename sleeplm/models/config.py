@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from sleeplm.core import checks
+from sleeplm.core.types import Array
 from sleeplm.memory.experts import DISPATCHES
 from sleeplm.memory.levels import LevelConfig, check_levels
+from sleeplm.models.rope import RopeScaling, frequencies
 
 DTYPES = ("float32", "bfloat16")
 
@@ -25,6 +27,7 @@ class ModelConfig:
         weight of its own (``mix``, 1 at the start; wake and sleep leave it alone, since it would
         move every memory at once, a phase of one's own may train it); ``nested`` runs the
         fastest, which restarts from the next slower one's weights whenever that one moves.
+      rope_theta: base of the rotary frequencies. rope_scaling: how they are stretched.
       tie_embeddings: the unembedding is the transposed embedding.
       qk_norm: RMS-normalise queries and keys per head.
       dtype: type of activations; param_dtype: type of parameters.
@@ -44,6 +47,7 @@ class ModelConfig:
     levels: list[LevelConfig] = dataclasses.field(default_factory=lambda: [LevelConfig()])
     wiring: str = "sequential"
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
     qk_norm: bool = False
@@ -56,6 +60,11 @@ class ModelConfig:
     @property
     def width_of_head(self) -> int:
         return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def rope_frequencies(self) -> Array:
+        """float32 [W / 2], see :func:`sleeplm.models.rope.frequencies`."""
+        return frequencies(self.width_of_head, self.rope_theta, self.rope_scaling)
 
     def level(self, name: str) -> LevelConfig:
         return next(level for level in self.levels if level.name == name)

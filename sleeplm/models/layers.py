@@ -15,6 +15,7 @@ from sleeplm.memory.experts import apply_experts, route
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.cache import cached_attention
 from sleeplm.models.config import ModelConfig
+from sleeplm.models.rope import rotate
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -22,22 +23,6 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def rotary(positions: Array, width: int, theta: float) -> tuple[Array, Array]:
-    """cos and sin [B, L, width / 2] of the rotary embedding at integer positions [B, L]."""
-    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Applies the rotary embedding to x [B, L, heads, width], halves paired (Llama layout)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
-        x.dtype
-    )
 
 
 class RMSNorm(nn.Module):

@@ -11,7 +11,8 @@ from sleeplm.core.types import Array, Params, PyTree, Variables
 from sleeplm.memory.slots import SlotTable, init_slots
 from sleeplm.models.cache import empty_cache
 from sleeplm.models.config import ModelConfig
-from sleeplm.models.layers import Block, rms_norm, rotary
+from sleeplm.models.layers import Block, rms_norm
+from sleeplm.models.rope import rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Model:
         embed_key, block_key, out_key = jax.random.split(key, 3)
         pdt = jnp.dtype(c.param_dtype)
         x = jnp.zeros((1, 1, c.d_model), pdt)
-        rope = rotary(jnp.zeros((1, 1)), c.width_of_head, c.rope_theta)
+        rope = rotary(jnp.zeros((1, 1)), c.rope_frequencies)
         active = {lv.name: jnp.zeros((lv.slots,), bool) for lv in c.levels}
 
         def init_block(k):
@@ -98,7 +99,7 @@ class Model:
         c, params = self.config, variables["params"]
         dtype = jnp.dtype(c.dtype)
         active = {name: table.active for name, table in variables["slots"].items()}
-        rope = rotary(positions, c.width_of_head, c.rope_theta)
+        rope = rotary(positions, c.rope_frequencies)
 
         def block(x, layer):
             weights, noise, kv = layer

@@ -15,7 +15,8 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.data.facts import Document, Fact
 from sleeplm.data.text import BOS, EOS, train_bpe
 from sleeplm.memory.experts import route
-from sleeplm.models.layers import Block, rotary
+from sleeplm.models.layers import Block
+from sleeplm.models.rope import rotary
 
 TOWNS = ("Rome", "Oslo", "Lima", "Quito")
 COLOURS = ("red", "blue")
@@ -285,7 +286,7 @@ def test_the_last_group_alone_is_cut_out_of_stacked_exams_too(paper):
 def gates_of(model):
     """``(variables, text) -> [N, L, S]``, gates of the slow level: its norm, then ``route``."""
     c, length = model.config, 64
-    rope = rotary(jnp.arange(length)[None], c.width_of_head, c.rope_theta)
+    rope = rotary(jnp.arange(length)[None], c.rope_frequencies)
     mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
 
     @jax.jit

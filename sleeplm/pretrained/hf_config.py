@@ -1,0 +1,179 @@
+"""From the ``config.json`` of a Hugging Face folder to a :class:`ModelConfig`.
+
+Families: ``llama`` (Llama 2 and 3.x, SmolLM2) and ``qwen3``. Every key is looked at: one that asks
+for something this model cannot do, or that nobody here knows, is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.memory.levels import LevelConfig
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.rope import RopeScaling
+
+CONFIG = "config.json"
+FAMILIES = ("llama", "qwen3")
+MLP = "mlp"  # the level that an imported block's own MLP becomes
+
+
+def _keys(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Keys that change nothing of what the model computes here.
+IGNORED = _keys("""
+    architectures auto_map bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
+    dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
+    is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
+    return_dict output_attentions output_hidden_states chunk_size_feed_forward problem_type
+    unsloth_fixed unsloth_version
+""")
+#: Keys that must have one of these values.
+FIXED: Mapping[str, tuple] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0, 0.0),
+    "rope_interleaved": (False,),
+    "use_sliding_window": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_decoder": (False, True),
+}
+SIZES = _keys("""
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+""")
+USED = SIZES | _keys("""
+    model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta
+    rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
+""")
+#: What ``transformers`` takes for keys that are left out.
+DEFAULT_THETA = {"llama": 10_000.0, "qwen3": 10_000.0}
+DEFAULT_HEAD = {"llama": 0, "qwen3": 128}
+DEFAULT_KV_HEADS = {"llama": 0, "qwen3": 32}
+
+
+def read_config(
+    folder: str | pathlib.Path,
+    *,
+    max_len: int | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+) -> ModelConfig:
+    """The backbone that a Hugging Face folder describes; its MLP is the one level, ``mlp``.
+
+    Args:
+      folder: with ``config.json``.
+      max_len: see :class:`~sleeplm.models.config.ModelConfig`; None: what the model was made for,
+        and 1024 at most.
+      dtype, param_dtype: types of activations and of parameters.
+
+    Raises:
+      ConfigError: the file cannot be read, or asks for something that is not supported.
+    """
+    path = pathlib.Path(folder).expanduser() / CONFIG
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
+        raise ConfigError("model folder", str(folder), remedy) from None
+    checks.require(isinstance(raw, dict), str(path), type(raw).__name__, "must be a JSON object")
+    config = model_config(raw, where=CONFIG)
+    longest = raw.get("max_position_embeddings", 2048)
+    checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
+    if max_len is None:
+        max_len = min(longest, 1024)
+    checks.require(max_len <= longest, "max_len", max_len, f"the model was made for {longest}")
+    config = dataclasses.replace(config, max_len=max_len, dtype=dtype, param_dtype=param_dtype)
+    config.check("model")
+    return config
+
+
+def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
+    """The configuration that a parsed ``config.json`` describes.
+
+    Args:
+      where: prefix of the fields in errors.
+    """
+    family = raw.get("model_type")
+    checks.one_of(f"{where}: model_type", family, FAMILIES)
+    assert isinstance(family, str)
+    for key, value in raw.items():
+        _check_key(where, key, value)
+    for key in sorted(SIZES):
+        checks.positive_integer(f"{where}: {key}", raw.get(key))
+    _check_layers(where, raw)
+    theta, scaling = _rope(where, raw, DEFAULT_THETA[family])
+    heads = raw["num_attention_heads"]
+    mlp = LevelConfig(name=MLP, kind="replace", width=raw["intermediate_size"])
+    return ModelConfig(
+        vocab_size=raw["vocab_size"],
+        d_model=raw["hidden_size"],
+        n_layers=raw["num_hidden_layers"],
+        n_heads=heads,
+        n_kv_heads=raw.get("num_key_value_heads") or DEFAULT_KV_HEADS[family] or heads,
+        head_dim=raw.get("head_dim") or DEFAULT_HEAD[family],
+        levels=[mlp],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+        qk_norm=family == "qwen3",
+    )
+
+
+def _check_key(where: str, key: str, value: Any) -> None:
+    if key in USED or key in IGNORED or value is None:
+        return
+    if key in FIXED:
+        remedy = f"only {' or '.join(json.dumps(v) for v in FIXED[key])} is supported"
+        checks.require(value in FIXED[key], f"{where}: {key}", value, remedy)
+        return
+    raise ConfigError(f"{where}: {key}", value, "is not supported: no such key is known here")
+
+
+def _check_layers(where: str, raw: Mapping[str, Any]) -> None:
+    kinds = raw.get("layer_types") or []
+    other = next((kind for kind in kinds if kind != "full_attention"), None)
+    remedy = "only full_attention is supported"
+    checks.require(other is None, f"{where}: layer_types", other, remedy)
+    # Qwen3 writes a window that it uses only if use_sliding_window says so, which is refused.
+    window = raw.get("sliding_window")
+    unused = window is None or raw.get("use_sliding_window") is False
+    checks.require(unused, f"{where}: sliding_window", window, "attention windows are unsupported")
+
+
+def _rope(where: str, raw: Mapping[str, Any], default: float) -> tuple[float, RopeScaling]:
+    """theta and scaling, from ``rope_parameters`` or the older ``rope_theta``, ``rope_scaling``."""
+    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    given = raw.get(key) or {}
+    theta = given.get("rope_theta", raw.get("rope_theta", default))
+    kind = given.get("rope_type", given.get("type", "default"))
+    known: dict[str, Callable[[], RopeScaling]] = {
+        "default": RopeScaling,
+        "linear": lambda: RopeScaling("linear", _number(where, key, given, "factor")),
+        "llama3": lambda: RopeScaling(
+            "llama3",
+            _number(where, key, given, "factor"),
+            _number(where, key, given, "low_freq_factor"),
+            _number(where, key, given, "high_freq_factor"),
+            int(_number(where, key, given, "original_max_position_embeddings")),
+        ),
+    }
+    checks.one_of(f"{where}: {key}.rope_type", kind, known)
+    return float(theta), known[kind]()
+
+
+def _number(where: str, key: str, given: Mapping[str, Any], name: str) -> float:
+    value = given.get(name, math.nan)
+    checks.finite(f"{where}: {key}.{name}", value)
+    return float(value)

@@ -1,0 +1,164 @@
+"""What a config.json may ask for, and how the rest is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.models.rope import RopeScaling, frequencies
+from sleeplm.pretrained.hf_config import read_config
+
+#: As SmolLM2-135M is published.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+LLAMA31 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes SmolLM2's config.json with changes; a value of ``...`` leaves its key out."""
+
+    def write(**changes):
+        config = {k: v for k, v in (SMOLLM2 | changes).items() if v is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return write
+
+
+def test_smollm2_is_read_with_every_size(write):
+    config = read_config(write(), dtype="bfloat16")
+    assert (config.vocab_size, config.d_model, config.n_layers) == (49152, 576, 30)
+    assert (config.n_heads, config.n_kv_heads, config.width_of_head) == (9, 3, 64)
+    assert [(level.name, level.kind, level.width) for level in config.levels] == [
+        ("mlp", "replace", 1536)
+    ]
+    assert (config.rope_theta, config.rope_scaling, config.norm_eps) == (1e5, RopeScaling(), 1e-5)
+    assert config.tie_embeddings and not config.qk_norm
+    assert (config.max_len, config.dtype, config.param_dtype) == (1024, "bfloat16", "float32")
+
+
+def test_a_context_is_as_long_as_asked_but_not_longer_than_the_model_was_made_for(write):
+    assert read_config(write(max_position_embeddings=300)).max_len == 300
+    assert read_config(write(), max_len=4096).max_len == 4096
+    with pytest.raises(ConfigError, match="max_len = 9000: the model was made for 8192"):
+        read_config(write(), max_len=9000)
+
+
+def test_qwen3_has_norms_of_queries_and_heads_of_128_unless_it_says_otherwise(write):
+    config = read_config(write(model_type="qwen3", use_sliding_window=False, sliding_window=4096))
+    assert config.qk_norm and config.width_of_head == 128
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_rope_scaling_is_read_from_old_and_new_keys(write, old):
+    if old:
+        config = read_config(write(rope_scaling=LLAMA31, rope_theta=500000.0))
+    else:
+        new = LLAMA31 | {"rope_theta": 500000.0}
+        config = read_config(write(rope_parameters=new, rope_theta=..., rope_scaling=...))
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"model_type": "gemma3"}, "model_type", "gemma3"),
+        ({"model_type": ...}, "model_type", None),
+        ({"attention_bias": True}, "attention_bias", True),
+        ({"hidden_act": "gelu"}, "hidden_act", "gelu"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config", {"bits": 4}),
+        ({"num_experts": 8}, "num_experts", 8),
+        ({"layer_types": ["sliding_attention"]}, "layer_types", "sliding_attention"),
+        ({"sliding_window": 128}, "sliding_window", 128),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type", "yarn"),
+        ({"hidden_size": "576"}, "hidden_size", "576"),
+        ({"vocab_size": ...}, "vocab_size", None),
+    ],
+)
+def test_what_is_not_supported_is_one_line_that_names_the_key(write, changes, field, value):
+    with pytest.raises(ConfigError) as error:
+        read_config(write(**changes))
+    assert error.value.field == f"config.json: {field}"
+    assert error.value.value == value
+    assert "\n" not in str(error.value)
+
+
+def test_a_scaling_without_its_factor_is_refused(write):
+    with pytest.raises(ConfigError, match=r"rope_scaling\.factor"):
+        read_config(write(rope_scaling={"type": "linear"}))
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_llama3_stretches_slow_pairs_keeps_fast_ones_and_blends_between():
+    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
+    plain = np.asarray(frequencies(32, 1e4, RopeScaling()), np.float64)
+    scaled = np.asarray(frequencies(32, 1e4, scaling), np.float64)
+    turns = 64 * plain / (2 * math.pi)
+    fast, slow = turns >= 4, turns <= 1
+    assert fast.any() and slow.any() and (~fast & ~slow).any()
+    np.testing.assert_allclose(scaled[fast], plain[fast], rtol=1e-6)
+    np.testing.assert_allclose(scaled[slow], plain[slow] / 8, rtol=1e-6)
+    between = scaled[~fast & ~slow] / plain[~fast & ~slow]
+    assert ((between > 1 / 8) & (between < 1)).all() and (np.diff(between) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"kind": "yarn"}, "kind"),
+        ({"factor": 0.0}, "factor"),
+        ({"high_freq_factor": 1.0}, "high_freq_factor"),
+        ({"original_len": 0}, "original_len"),
+    ],
+)
+def test_a_scaling_that_cannot_work_is_refused(changes, field):
+    with pytest.raises(ConfigError) as error:
+        RopeScaling(**changes).check("rope")
+    assert error.value.field == f"rope.{field}"

@@ -1,0 +1,159 @@
+"""Weights are read piece by piece into their layout, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file, save_file
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.transformer import Model
+from sleeplm.pretrained import hf_weights
+from sleeplm.pretrained.hf_config import MLP, model_config
+from sleeplm.pretrained.hf_weights import load_params, open_folder, sources
+
+RAW = {
+    "model_type": "qwen3",
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    return model_config(RAW, "config.json")
+
+
+def tensors_of(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Random tensors under the names and in the layout of the files."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+    out = {}
+    for source, shape in zip(
+        jax.tree.leaves(sources(config)), jax.tree.leaves(shapes), strict=True
+    ):
+        one = shape.shape[1:] if source.stacked else shape.shape
+        one = one[::-1] if source.transposed else one
+        for layer in range(config.n_layers if source.stacked else 1):
+            out[source.name.format(layer)] = rng.normal(size=one).astype(np.float32)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shards(config, tmp_path_factory):
+    """A folder of two shards and their index."""
+    folder = tmp_path_factory.mktemp("shards")
+    tensors, names = tensors_of(config), sorted(tensors_of(config))
+    where = {name: f"model-{1 + i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({n: tensors[n] for n in names if where[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+@pytest.fixture
+def folder(shards, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(shards, tmp_path / "copy")
+
+
+def test_matrices_are_transposed_and_layers_stacked(config, shards):
+    params, tensors = load_params(shards, config), tensors_of(config)
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        found = params["blocks"]["levels"][MLP]["base"]["down"]["kernel"][layer]
+        np.testing.assert_array_equal(found, tensors[name].T)
+    np.testing.assert_array_equal(params["unembed"], tensors["lm_head.weight"].T)
+    np.testing.assert_array_equal(params["embed"], tensors["model.embed_tokens.weight"])
+
+
+def test_every_device_reads_its_own_part_and_no_more(config, shards, monkeypatch):
+    mesh = jax.make_mesh((4,), ("model",))
+    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+
+    def last_axis(shape):
+        even = shape.shape[-1] % 4 == 0
+        return NamedSharding(mesh, P(*[None] * (shape.ndim - 1), "model" if even else None))
+
+    read = []
+    whole = hf_weights._read
+
+    def counted(tensor, source, index, dtype):
+        out = whole(tensor, source, index, dtype)
+        read.append((source.name, out.size))
+        return out
+
+    monkeypatch.setattr(hf_weights, "_read", counted)
+    spread = load_params(shards, config, jax.tree.map(last_axis, shapes))
+    gate = [size for name, size in read if "gate_proj" in name]
+    assert gate == [8 * 16 // 4] * 8  # two layers, four devices, a quarter each
+    assert spread["embed"].sharding.spec == P(None, "model")
+    monkeypatch.undo()
+    for ours, alone in zip(
+        jax.tree.leaves(spread), jax.tree.leaves(load_params(shards, config)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, alone)
+
+
+def spoil(folder, file, change):
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file)
+
+
+def test_a_missing_tensor_is_named_with_its_shape(config, folder):
+    spoil(folder, "model-1.safetensors", lambda t: t.pop("model.norm.weight", None))
+    spoil(folder, "model-2.safetensors", lambda t: t.pop("model.norm.weight", None))
+    with pytest.raises(ConfigError, match=r"tensor model\.norm\.weight .*missing, must be \[8\]"):
+        load_params(folder, config)
+
+
+def test_a_tensor_that_this_architecture_has_not_is_named(config, folder):
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    spoil(folder, "model-1.safetensors", lambda t: t.update({bias: np.zeros(8, np.float32)}))
+    with pytest.raises(ConfigError, match=r"q_proj\.bias"):
+        load_params(folder, config)
+
+
+def test_a_shape_that_disagrees_with_the_configuration_is_named(shards):
+    wider = model_config(RAW | {"intermediate_size": 32}, "config.json")
+    with pytest.raises(ConfigError, match=r"shape of .*mlp.* = \[.*config\.json says"):
+        load_params(shards, wider)
+
+
+def test_buffers_and_a_copy_of_tied_embeddings_may_stay(config, folder):
+    tied = model_config(RAW | {"tie_word_embeddings": True}, "config.json")
+    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    spoil(folder, "model-1.safetensors", lambda t: t.update({extra: np.zeros(2, np.float32)}))
+    assert "unembed" not in load_params(folder, tied)
+
+
+def test_a_file_that_was_cut_off_is_named(config, folder):
+    file = folder / "model-2.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=r"model-2\.safetensors.*cannot be read"):
+        load_params(folder, config)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.safetensors"), open_folder(tmp_path):
+        pass
+
+
+def test_an_index_that_is_none_is_refused(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ConfigError, match="no index"), open_folder(tmp_path):
+        pass
