@@ -63,9 +63,6 @@ def empty_cues(capacity: int, width: int, bos: int) -> Cues:
 def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -> Cues:
     """Offers new cues. If not all fit, every day gives up its own until the days are even.
 
-    What was known before the first day and is offered again becomes a cue of ``day``: the model
-    of before would tell outdated things from it.
-
     Args:
       tokens: int32 [n, C]. length: int32 [n]; rows of length 0 are not offered.
       day: int32 scalar. key: draws the new priorities, uniform in [0, 1).
@@ -78,9 +75,6 @@ def remember(cues: Cues, tokens: Array, length: Array, day: Array, key: Array) -
         day=jnp.where(length > 0, day, EMPTY).astype(jnp.int32),
         priority=jnp.where(length > 0, priority, -1.0),
     )
-    same = (cues.tokens[:, None] == new.tokens[None]).all(-1) & (new.day >= 0)[None]
-    outdated = (cues.day == BEFORE) & same.any(1)
-    cues = dataclasses.replace(cues, day=jnp.where(outdated, EMPTY, cues.day))
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cues, new)
     # Place among the cues of the same day, by priority: the first places of all days are kept.
     better = (both.day[:, None] == both.day[None]) & (both.priority[None] > both.priority[:, None])

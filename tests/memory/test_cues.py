@@ -110,15 +110,6 @@ def test_a_source_draws_its_eligible_days_and_the_cues_of_a_day_equally_often(so
     assert np.all(np.asarray(length) == (1 if source == "none" else WIDTH))
 
 
-def test_what_was_known_before_and_is_told_again_becomes_a_cue_of_the_day():
-    cues = reservoir({BEFORE: 3, 0: 2})  # 100, 101, 102; 200, 201
-    tokens, length = offer([101, 200, 7])
-    cues = remember(cues, tokens, length, jnp.int32(1), jax.random.key(0))
-    ids, days = np.asarray(cues.tokens)[:, 1].tolist(), np.asarray(cues.day).tolist()
-    found = sorted(pair for pair in zip(ids, days, strict=True) if pair[1] != EMPTY)
-    assert found == [(7, 1), (100, BEFORE), (101, 1), (102, BEFORE), (200, 0), (200, 1), (201, 0)]
-
-
 def test_no_token_beyond_its_length_is_handed_out():
     cues = reservoir({0: 5}, capacity=5)
     tokens, length = draw(cues, "none", jnp.int32(0), jnp.arange(5), jax.random.key(0))
