@@ -9,7 +9,7 @@ one report. Figures, and what each arm costs, are in docs/results.md.
 """
 
 from sleeplm.bench.arms import ARMS
-from sleeplm.bench.presets import bench
+from sleeplm.bench.presets import UNSEEN, bench
 from sleeplm.bench.retention import RetentionConfig
 
 
@@ -17,5 +17,5 @@ def get_config(world: str = "atlas") -> RetentionConfig:
     """The bench on a world of facts."""
     arms = [name for name in ARMS if name != "inca"]  # which is for labelled worlds
     return bench(
-        world=world, days=8, facts_per_day=80, seed=300, world_seed=300, seeds=5, arms=arms
+        world=world, days=8, facts_per_day=80, seed=UNSEEN, world_seed=UNSEEN, seeds=5, arms=arms
     )

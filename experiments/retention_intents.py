@@ -12,7 +12,7 @@ backbone.
 backbone has read the atlas facts only, and accuracy is lower. What to expect is in docs/results.md.
 """
 
-from sleeplm.bench.presets import bench, night
+from sleeplm.bench.presets import UNSEEN, bench, night
 from sleeplm.bench.retention import RetentionConfig
 from sleeplm.methods.config import TeacherConfig
 
@@ -26,8 +26,8 @@ def get_config(world: str = "clinc150") -> RetentionConfig:
         epochs=5.0,
         slots=10,
         length=64,
-        seed=300,
-        world_seed=300,
+        seed=UNSEEN,
+        world_seed=UNSEEN,
         seeds=3,
         arms=["sleep", "lora_sequential", "ewc", "joint", "wake_only", "inca"],
         exam_per_day=150,

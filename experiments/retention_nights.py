@@ -6,7 +6,7 @@
 What to expect is in docs/results.md.
 """
 
-from sleeplm.bench.presets import bench, night, teachers
+from sleeplm.bench.presets import UNSEEN, bench, night, teachers
 from sleeplm.bench.retention import RetentionConfig
 
 
@@ -21,8 +21,8 @@ def get_config(nights: str = "40") -> RetentionConfig:
             epochs=8.0,
             slots=8,
             rank=16,
-            seed=300,
-            world_seed=300,
+            seed=UNSEEN,
+            world_seed=UNSEEN,
             arms=["sleep"],
             exam_per_day=4,
             night_facts=8,
@@ -36,8 +36,8 @@ def get_config(nights: str = "40") -> RetentionConfig:
         epochs=6.0,
         slots=40,
         rank=16,
-        seed=300,
-        world_seed=300,
+        seed=UNSEEN,
+        world_seed=UNSEEN,
         seeds=3,
         arms=["sleep"],
         night_facts=24,

@@ -9,7 +9,7 @@ Days of very unequal size; every schedule has as many nights as there are days.
 What to expect is in docs/results.md.
 """
 
-from sleeplm.bench.presets import bench
+from sleeplm.bench.presets import UNSEEN, bench
 from sleeplm.bench.retention import RetentionConfig
 from sleeplm.methods.schedule import ScheduleConfig
 
@@ -23,8 +23,8 @@ def get_config(when: str = "surprise") -> RetentionConfig:
         days=0,
         day_sizes=SIZES,
         facts_per_day=80,
-        seed=300,
-        world_seed=300,
+        seed=UNSEEN,
+        world_seed=UNSEEN,
         seeds=3,
         arms=["sleep"],
         schedule=ScheduleConfig(when=when, nights=len(SIZES) if when != "clock" else 0),

@@ -34,7 +34,7 @@ IGNORED = _keys("""
     dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
     is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
     return_dict output_attentions output_hidden_states chunk_size_feed_forward problem_type
-    unsloth_fixed unsloth_version
+    unsloth_fixed unsloth_version is_decoder
 """)
 #: Keys that must have one of these values.
 FIXED: Mapping[str, tuple] = {
@@ -47,7 +47,6 @@ FIXED: Mapping[str, tuple] = {
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
     "add_cross_attention": (False,),
-    "is_decoder": (False, True),
 }
 SIZES = _keys("""
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
@@ -57,7 +56,7 @@ USED = SIZES | _keys("""
     rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
 """)
 #: What ``transformers`` takes for keys that are left out.
-DEFAULT_THETA = {"llama": 10_000.0, "qwen3": 10_000.0}
+DEFAULT_THETA = 10_000.0
 DEFAULT_HEAD = {"llama": 0, "qwen3": 128}
 DEFAULT_KV_HEADS = {"llama": 0, "qwen3": 32}
 
@@ -87,7 +86,7 @@ def read_config(
         remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
         raise ConfigError("model folder", str(folder), remedy) from None
     checks.require(isinstance(raw, dict), str(path), type(raw).__name__, "must be a JSON object")
-    config = model_config(raw, where=CONFIG)
+    config = model_config(raw)
     longest = raw.get("max_position_embeddings", 2048)
     checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
     if max_len is None:
@@ -98,21 +97,17 @@ def read_config(
     return config
 
 
-def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
-    """The configuration that a parsed ``config.json`` describes.
-
-    Args:
-      where: prefix of the fields in errors.
-    """
+def model_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that a parsed ``config.json`` describes."""
     family = raw.get("model_type")
-    checks.one_of(f"{where}: model_type", family, FAMILIES)
+    checks.one_of(f"{CONFIG}: model_type", family, FAMILIES)
     assert isinstance(family, str)
     for key, value in raw.items():
-        _check_key(where, key, value)
+        _check_key(key, value)
     for key in sorted(SIZES):
-        checks.positive_integer(f"{where}: {key}", raw.get(key))
-    _check_layers(where, raw)
-    theta, scaling = _rope(where, raw, DEFAULT_THETA[family])
+        checks.positive_integer(f"{CONFIG}: {key}", raw.get(key))
+    _check_layers(raw)
+    theta, scaling = _rope(raw)
     heads = raw["num_attention_heads"]
     mlp = LevelConfig(name=MLP, kind="replace", width=raw["intermediate_size"])
     return ModelConfig(
@@ -131,49 +126,49 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     )
 
 
-def _check_key(where: str, key: str, value: Any) -> None:
+def _check_key(key: str, value: Any) -> None:
     if key in USED or key in IGNORED or value is None:
         return
     if key in FIXED:
         remedy = f"only {' or '.join(json.dumps(v) for v in FIXED[key])} is supported"
-        checks.require(value in FIXED[key], f"{where}: {key}", value, remedy)
+        checks.require(value in FIXED[key], f"{CONFIG}: {key}", value, remedy)
         return
-    raise ConfigError(f"{where}: {key}", value, "is not supported: no such key is known here")
+    raise ConfigError(f"{CONFIG}: {key}", value, "is not supported: no such key is known here")
 
 
-def _check_layers(where: str, raw: Mapping[str, Any]) -> None:
+def _check_layers(raw: Mapping[str, Any]) -> None:
     kinds = raw.get("layer_types") or []
     other = next((kind for kind in kinds if kind != "full_attention"), None)
     remedy = "only full_attention is supported"
-    checks.require(other is None, f"{where}: layer_types", other, remedy)
+    checks.require(other is None, f"{CONFIG}: layer_types", other, remedy)
     # Qwen3 writes a window that it uses only if use_sliding_window says so, which is refused.
     window = raw.get("sliding_window")
     unused = window is None or raw.get("use_sliding_window") is False
-    checks.require(unused, f"{where}: sliding_window", window, "attention windows are unsupported")
+    checks.require(unused, f"{CONFIG}: sliding_window", window, "attention windows are unsupported")
 
 
-def _rope(where: str, raw: Mapping[str, Any], default: float) -> tuple[float, RopeScaling]:
+def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     """theta and scaling, from ``rope_parameters`` or the older ``rope_theta``, ``rope_scaling``."""
     key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     given = raw.get(key) or {}
-    theta = given.get("rope_theta", raw.get("rope_theta", default))
+    theta = given.get("rope_theta", raw.get("rope_theta", DEFAULT_THETA))
     kind = given.get("rope_type", given.get("type", "default"))
     known: dict[str, Callable[[], RopeScaling]] = {
         "default": RopeScaling,
-        "linear": lambda: RopeScaling("linear", _number(where, key, given, "factor")),
+        "linear": lambda: RopeScaling("linear", _number(key, given, "factor")),
         "llama3": lambda: RopeScaling(
             "llama3",
-            _number(where, key, given, "factor"),
-            _number(where, key, given, "low_freq_factor"),
-            _number(where, key, given, "high_freq_factor"),
-            int(_number(where, key, given, "original_max_position_embeddings")),
+            _number(key, given, "factor"),
+            _number(key, given, "low_freq_factor"),
+            _number(key, given, "high_freq_factor"),
+            int(_number(key, given, "original_max_position_embeddings")),
         ),
     }
-    checks.one_of(f"{where}: {key}.rope_type", kind, known)
+    checks.one_of(f"{CONFIG}: {key}.rope_type", kind, known)
     return float(theta), known[kind]()
 
 
-def _number(where: str, key: str, given: Mapping[str, Any], name: str) -> float:
+def _number(key: str, given: Mapping[str, Any], name: str) -> float:
     value = given.get(name, math.nan)
-    checks.finite(f"{where}: {key}.{name}", value)
+    checks.finite(f"{CONFIG}: {key}.{name}", value)
     return float(value)

@@ -1,8 +1,8 @@
 """From the safetensors of a Hugging Face folder to parameters, straight into their layout.
 
 Each parameter is read piece by piece as its sharding asks for it: a device's share of the layers'
-stacked matrices is assembled from the slices of the files that it needs, and nothing else of the
-model is in the host's memory at that time.
+stacked matrices is assembled from the slices of the files that it needs, one parameter after the
+other.
 """
 
 from __future__ import annotations
@@ -76,6 +76,20 @@ def sources(config: ModelConfig) -> PyTree:
     return tree
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the files must hold, by name, with its shape there."""
+    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+    out: dict[str, tuple[int, ...]] = {}
+    for source, shape in zip(
+        jax.tree.leaves(sources(config)), jax.tree.leaves(shapes), strict=True
+    ):
+        one = shape.shape[1:] if source.stacked else shape.shape
+        one = one[::-1] if source.transposed else one
+        layers = range(config.n_layers) if source.stacked else range(1)
+        out |= {source.name.format(i): one for i in layers}
+    return out
+
+
 def load_params(
     folder: str | pathlib.Path, config: ModelConfig, shardings: PyTree | None = None
 ) -> Params:
@@ -90,9 +104,8 @@ def load_params(
       ConfigError: a tensor is missing, left over, or has another shape than the configuration says.
     """
     shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
-    wanted = sources(config)
     with open_folder(folder) as tensors:
-        _check(config, wanted, shapes, tensors)
+        _check(config, tensors)
         if shardings is None:
             shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         if isinstance(shardings, jax.sharding.Sharding):
@@ -105,7 +118,7 @@ def load_params(
 
             return jax.make_array_from_callback(shape.shape, sharding, piece)
 
-        return jax.tree.map(load, wanted, shapes, shardings)
+        return jax.tree.map(load, sources(config), shapes, shardings)
 
 
 @contextlib.contextmanager
@@ -138,14 +151,9 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
     return [root / name for name in names]
 
 
-def _check(config: ModelConfig, wanted: PyTree, shapes: PyTree, tensors: Mapping[str, Any]) -> None:
+def _check(config: ModelConfig, tensors: Mapping[str, Any]) -> None:
     """Names and shapes agree with the configuration, and nothing is left over."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for source, shape in zip(jax.tree.leaves(wanted), jax.tree.leaves(shapes), strict=True):
-        one = shape.shape[1:] if source.stacked else shape.shape
-        one = one[::-1] if source.transposed else one
-        layers = range(config.n_layers) if source.stacked else range(1)
-        expected |= {source.name.format(i): one for i in layers}
+    expected = tensor_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:
             raise ConfigError(f"tensor {name}", None, f"is missing, must be {list(shape)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sleeplm.memory.levels import LevelConfig
-from sleeplm.models.config import ModelConfig
 from sleeplm.models.decode import generate
 from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
@@ -78,8 +79,7 @@ def test_memory_levels_are_grafted_without_changing_a_bit(imported):
         LevelConfig(name="fast", kind="graft", width=8, period=1, night=4),
         LevelConfig(name="mlp", kind="replace", width=80, slots=2, rank=4, top_k=2),
     ]
-    config: ModelConfig = plain.config
-    model = Model(ModelConfig(**{**vars(config), "levels": levels}))
+    model = Model(dataclasses.replace(plain.config, levels=levels))
     params = graft(model, variables["params"], jax.random.key(0))
     prompts = jnp.asarray(found.prompts, jnp.int32)
     grown = {"params": params, "slots": model.init_slots()}
