@@ -16,6 +16,8 @@ COMPOSE, MEMORY = ROOT / "docs" / "compose.md", ROOT / "docs" / "memory.md"
 
 NAME = re.compile(r"\b(sleeplm/[\w/]+\.py)::([A-Za-z_][\w.]*\w)")
 TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
+#: Files that pages tell people to run, or to take figures from; with wildcards as in a shell.
+FILE = re.compile(r"\b((?:docs|experiments)/[\w./*-]*[\w*])")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -82,6 +84,12 @@ def test_every_function_that_a_page_names_exists(page):
 def test_every_test_that_a_page_names_exists(page):
     missing = [f"{p}::{n}" for p, n in TEST.findall(page.read_text()) if n not in functions_of(p)]
     assert not missing, f"{page.name} names tests that do not exist: {missing}"
+
+
+@every_page
+def test_every_file_that_a_page_takes_runs_or_figures_from_is_there(page):
+    missing = sorted({name for name in FILE.findall(page.read_text()) if not [*ROOT.glob(name)]})
+    assert not missing
 
 
 @every_page
