@@ -281,7 +281,7 @@ class counting:
 
     def __init__(self, step: Callable):
         self.step, self.traces = step, 0
-        self.__name__ = getattr(step, "__name__", "step")  # programs are kept by name
+        self.__name__ = getattr(step, "__name__", "step")  # the compilation cache goes by it
 
     def __call__(self, *args: PyTree) -> PyTree:
         self.traces += 1
