@@ -290,7 +290,13 @@ def _not_empty(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _empty(leaf: Any) -> Any:
-    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    """What orbax does not save, committed to its device like the rest.
+
+    A step compiled for a mixture would be compiled once more for the state that it returns.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    return jax.device_put(leaf, leaf.sharding) if isinstance(leaf, jax.Array) else leaf
 
 
 def _placed(leaf: Any) -> Any:

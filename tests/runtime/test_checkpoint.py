@@ -76,6 +76,16 @@ def test_shapes_alone_are_enough_to_restore_and_their_shardings_are_kept(tmp_pat
     assert restored.learner["half"].sharding == sharding
 
 
+@pytest.mark.parametrize("like", [make_learner, lambda: jax.eval_shape(make_learner)])
+def test_all_leaves_are_committed_so_that_a_restored_learner_is_compiled_for_once(tmp_path, like):
+    step = jax.jit(lambda learner: jax.tree.map(lambda x: x, learner))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_learner(3), None, {})
+        restored = checkpoints.restore(like()).learner
+    for learner in (restored, step(restored)):
+        assert {leaf.committed for leaf in jax.tree.leaves(learner)} == {True}
+
+
 def test_a_grain_iterator_goes_on_where_it_was_at_the_save_not_where_it_is_now(tmp_path):
     stream = make_stream()
     next(stream)
