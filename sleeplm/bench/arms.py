@@ -46,8 +46,8 @@ class BaselineConfig:
 
     Attributes:
       sft_learning_rate: of AdamW over all parameters (``sft_all``, ``ewc``).
-      ewc_strength: weight of the quadratic penalty. ewc_rows: texts of a day that its Fisher
-        information is measured on.
+      ewc_strength: weight of the quadratic penalty. ewc_rows: texts of a day, and of pretraining,
+        that its Fisher information is measured on.
       lora_rank, lora_learning_rate: of the adapter on every matrix (``lora_sequential``).
       slow_period, slow_learning_rate: pace of the slow level where it learns awake
         (``cms_without_seeding``).
@@ -81,8 +81,9 @@ class Arm:
 
     Attributes:
       model, sleep, learner: what lives.
-      archive: what its nights are handed: ``none``, ``today`` (the day's raw texts), ``texts``
-        (every raw text ever read) or ``labelled`` (the day's questions and classes).
+      archive: what its nights are handed: ``none``, ``today`` (the day's raw texts; before the
+        first day those of pretraining), ``texts`` (every raw text ever read) or ``labelled`` (the
+        day's questions and classes).
       context: exams have the latest facts in front of every question.
       trains: what moves awake: ``bases``, ``everything``, ``adapters`` or ``nothing``.
       follows_schedule: its levels sleep when the schedule says.
@@ -228,7 +229,10 @@ def _lora(config: Any) -> Arm:
 
 
 def _ewc(config: Any) -> Arm:
-    """All parameters learn awake; each night measures what to protect of today."""
+    """All parameters learn awake; each night measures what to protect of today.
+
+    Before the first day it measures what to protect of pretraining.
+    """
     settings = config.baselines
     model = Model(backbone_config(config.model))
     objective = language_model(model)
@@ -253,6 +257,7 @@ def _ewc(config: Any) -> Arm:
                 merge=None,
                 blocks=-(-settings.ewc_rows // per_step),
                 expands=False,
+                before_life=True,
             ),
         )
 

@@ -77,6 +77,7 @@ class Life:
         self._moments: list[Moment] = []
         if self._nights:
             self._cues_before()
+            self._nights_before()
         step = 0
         for day, steps in enumerate(self.steps):
             if self._nights and own is None:
@@ -108,6 +109,13 @@ class Life:
             self._add("first cues", record, lambda s: write(s, {}, shared, number), cost=0)
         else:
             self._remember(self.before, BEFORE, "first cues")
+
+    def _nights_before(self) -> None:
+        for night in self._nights:
+            if night.rest.before_life:
+                number = len(self._moments)
+                self._add("falling asleep", {}, self._sending(number), cost=0)
+                self._moments += night.moments("before day 1", BEFORE, len(self._moments))
 
     def _remember(self, cues: dict, day: int, label: str) -> None:
         number, shared = len(self._moments), {"day": np.int32(day)}

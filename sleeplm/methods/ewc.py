@@ -2,6 +2,7 @@
 
 Awake, the loss has a quadratic penalty around where the last night left the parameters; at night
 the diagonal of the empirical Fisher information of today's texts is added to what is protected.
+Pretraining is the first of the tasks: its Fisher information is measured before the first day.
 Both live in ``anchors["ewc"]`` = {"fisher", "star"}, trees of the shape of the parameters.
 """
 
@@ -86,24 +87,24 @@ def fisher(extract: Extract, objective: Objective) -> Phase:
 
 
 def protect() -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
-    """The end of the night: what was measured is protected from now on, around here."""
+    """The end of the night: what was measured is protected from now on, around here.
+
+    With ``batch["day"]`` below 0 it was no night of a day, and is not counted as one.
+    """
 
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        del batch, key
+        del key
         private, anchor = state.private, state.anchors[EWC]
         rows = jnp.maximum(private["rows"], 1.0)
         total = jax.tree.map(lambda f, s: f + s / rows, anchor["fisher"], private["squares"])
         star = jax.tree.map(jnp.copy, state.params)
         empty = jax.tree.map(jnp.zeros_like, private["squares"])
-        counters = {
-            **state.counters,
-            "nights": state.counters["nights"] + 1,
-            "today": state.counters["today"] + 1,
-        }
+        lived = jnp.int32(batch.get("day", 0) >= 0)
+        counted = {name: state.counters[name] + lived for name in ("nights", "today")}
         return state.replace(
             anchors={**state.anchors, EWC: {"fisher": total, "star": star}},
             private={**private, "squares": empty, "rows": jnp.zeros(())},
-            counters=counters,
+            counters={**state.counters, **counted},
         ), {}
 
     return step

@@ -40,6 +40,8 @@ class Rest(NamedTuple):
       every: wake steps between two nights, or ``AT_DAYS_END``.
       blocks: how often ``seed`` is done in one night.
       expands: whether a night opens a slot of the receiver.
+      before_life: whether there is a night before the first day too, of day -1: about what was
+        known by then.
     """
 
     sender: str
@@ -51,6 +53,7 @@ class Rest(NamedTuple):
     merge: tuple[Step, Step, Step] | None
     blocks: int = 1
     expands: bool = True
+    before_life: bool = False
 
 
 class Learner(NamedTuple):

@@ -161,6 +161,15 @@ def test_at_the_end_of_the_night_the_mean_is_added_and_the_anchor_is_here(measur
     np.testing.assert_array_equal(after.anchors["another"], jnp.ones(2))
 
 
+def test_what_was_known_before_the_first_day_is_protected_without_counting_a_night(measured):
+    states, _ = measured
+    after, _ = jax.jit(protect())(states[-1], {"day": jnp.int32(-1)}, KEY)
+    later, _ = jax.jit(protect())(states[-1], {"day": jnp.int32(0)}, KEY)
+    assert tree.differing(after.anchors[EWC], later.anchors[EWC]) == []
+    assert (int(after.counters["nights"]), int(later.counters["nights"])) == (0, 1)
+    assert (int(after.counters["today"]), int(later.counters["today"])) == (0, 1)
+
+
 def test_a_night_without_rows_protects_what_was_protected():
     phase = fisher(reading(), squares)
     state = learner({"fisher": FISHER, "star": STAR}, phase.init(PARAMS, KEY))
