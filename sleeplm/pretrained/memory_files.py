@@ -47,11 +47,12 @@ def write_memories(folder: pathlib.Path, memories: Memories) -> dict[str, Any]:
     os.replace(partial, folder / name)
     size = (folder / name).stat().st_size
     card = card_of(memories) | {"file": {"name": name, "bytes": size, "sha256": digest}}
-    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+    text = json.dumps(card, indent=1)
+    write_text(folder / CARD, text + "\n")
     for old in folder.glob(FILES):
         if old.name != name:
             old.unlink()
-    return card
+    return json.loads(text)
 
 
 def card_of(memories: Memories) -> dict[str, Any]:
