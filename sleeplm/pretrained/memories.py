@@ -123,8 +123,11 @@ def export_memories(
       history: what the slots hold, for people.
 
     Raises:
-      ConfigError: a night is not there, or the model is none that a base can be written of.
+      ConfigError: a night is not there, the learner is asleep, or its model is none that a base
+        can be written of.
     """
+    asleep = [n for n in ("asleep", "merging") if int(state.counters.get(n, 0))]
+    checks.require(not asleep, "learner", asleep, "is in the middle of a night: let it end")
     found = open_experts(model, state, history or {}, origin or {})
     common: dict[str, Any] = {
         "base": base_digest(model.config, state.params),

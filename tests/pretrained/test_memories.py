@@ -64,7 +64,9 @@ def lived(tiny, nights=2, seed=0, **model):
     anchor = dataclasses.replace(state.anchors["fast"], dawn=noise(fast, key))
     cues = dataclasses.replace(state.cues, day=state.cues.day + 1 + seed)
     return made, state.replace(
-        params=with_levels(state.params, {"fast": fast}), anchors={"fast": anchor}, cues=cues
+        params=with_levels(state.params, {"fast": fast}),
+        anchors={**state.anchors, "fast": anchor},
+        cues=cues,
     )
 
 
@@ -103,6 +105,29 @@ def test_what_a_learner_remembered_is_there_again_bit_for_bit(tiny, tmp_path, se
         assert differing(mine, theirs) == []
     np.testing.assert_array_equal(logits(tiny, model, found), logits(tiny, model, state))
     assert differing(other.private, found.private) == []
+
+
+def test_a_level_between_keeps_experts_and_earlier_states_of_its_own(tiny, tmp_path):
+    between = tiny.level("mid", kind="graft", slots=2, top_k=1, period=4, night=8)
+    fast, slow = tiny.two_levels()
+    model, state = lived(tiny, nights=1, seed=1, levels=[fast, between, slow])
+    mid = noise(get_level(state.params, "mid"), jax.random.key(4))
+    pool = {part: jax.tree.map(jnp.zeros_like, mid[part]) for part in ("experts", "router")}
+    anchor = dataclasses.replace(state.anchors["mid"], dawn={**mid, **pool})
+    state = state.replace(
+        params=with_levels(state.params, {"mid": {**mid, **pool}}),
+        slots={**state.slots, "mid": open_slot(state.slots["mid"], 1, jnp.int32(5))},
+        anchors={**state.anchors, "mid": anchor},
+    )
+    _, other = lived(tiny, nights=2, seed=2, levels=[fast, between, slow])
+    memories = read_memories(folder_of(tmp_path / "m", export_memories(model, state)))
+    assert [(one.level, one.slot, one.night) for one in memories.nights] == [
+        ("slow", 0, 0),
+        ("mid", 1, 5),
+    ]
+    found = put_memories(model, other, memories)
+    assert differing([found.params, found.slots], [state.params, state.slots]) == []
+    assert differing(found.anchors["mid"].dawn, anchor.dawn) == []
 
 
 def test_cues_stay_at_home_where_that_is_asked_for(both):
@@ -318,6 +343,9 @@ def test_what_cannot_be_added_is_refused(both, tiny):
         add_night(model, full, first)
     with pytest.raises(ConfigError, match="night = 7: is in no open slot: there are 0, 1"):
         export_memories(model, state, nights=[7])
+    asleep = state.replace(counters={**state.counters, "asleep": jnp.int32(1)})
+    with pytest.raises(ConfigError, match="in the middle of a night"):
+        export_memories(model, asleep)
     with pytest.raises(ConfigError, match="a whole learner"):
         add_night(model, other, export_memories(model, state))
     with pytest.raises(ConfigError, match="single nights"):
