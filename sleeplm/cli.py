@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sleeplm.core.errors import ConfigError, SleepError
 
@@ -20,7 +20,8 @@ DESCRIPTION = """\
 sleeplm: language models that keep learning after they ship.
 
 Awake, a model absorbs a stream into fast memory levels; asleep, it moves what they hold into
-fresh experts of slower levels. `run` carries out an experiment file, `report` shows what came out.
+fresh experts of slower levels. `run` carries out an experiment file, `report` shows what came out,
+`export` hands a learner on, and `import-memories` puts memories onto the base they belong to.
 """
 
 EXAMPLES = """\
@@ -30,6 +31,9 @@ examples:
   sleeplm run experiments/retention.py --workdir runs/mine --resume
   sleeplm report runs/mine
   sleeplm report runs/mine runs/other --out runs/both
+  sleeplm export runs/mine --out shared/mine
+  sleeplm export runs/mine --night 2 --out shared/night
+  sleeplm import-memories shared/night --base shared/mine --out shared/other
 
 An experiment file is Python with a function get_config() that returns the settings; every one of
 them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=320 or
@@ -38,6 +42,12 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 
 
 FLAGS = ("--workdir", "--resume", "--quiet", "--debug", "--out", "--help")
+HANDOVER = ("--out", "--force", "--debug", "--help")
+#: What a misspelt flag of a command may have meant, where that is not among ``FLAGS``.
+FLAGS_OF = {
+    "export": (*HANDOVER, "--arm", "--learner", "--night", "--only", "--dtype", "--without-cues"),
+    "import-memories": (*HANDOVER, "--base", "--into"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,7 +100,58 @@ def parser() -> argparse.ArgumentParser:
         help="where it goes (default: the run itself; of several, runs/report-DATE-TIME)",
     )
     report.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    _add_export(commands)
+    _add_import(commands)
     return main_parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a learner of a finished run into a folder",
+        description="Writes the backbone as a Hugging Face folder, and the memories that go onto "
+        "it as safetensors with a card in JSON. See docs/export.md.",
+        allow_abbrev=False,
+    )
+    export.add_argument("run", metavar="RUN", help="a run directory")
+    export.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    export.add_argument("--arm", help="which life (default: the first that has nights)")
+    export.add_argument(
+        "--learner", metavar="I", type=int, default=0, help="which of those side by side, from 0"
+    )
+    export.add_argument(
+        "--night",
+        metavar="N",
+        type=int,
+        action="append",
+        help="only the expert of this night, from 0; may be repeated",
+    )
+    export.add_argument("--only", choices=("base", "memories"), help="leave the other out")
+    export.add_argument("--dtype", help="round the base to float32 or bfloat16 (with --only base)")
+    export.add_argument(
+        "--without-cues", action="store_true", help="leave out the beginnings that nights tell from"
+    )
+    export.add_argument("--force", action="store_true", help="replace earlier memories in --out")
+    export.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+
+
+def _add_import(commands: Any) -> None:
+    take_in = commands.add_parser(
+        "import-memories",
+        help="put exported memories onto their base, or a night into another learner",
+        description="Makes a folder with a learner out of exported memories and the base that "
+        "they belong to; any other base is refused. See docs/export.md.",
+        allow_abbrev=False,
+    )
+    take_in.add_argument("memories", metavar="DIR", help="exported memories, or single nights")
+    onto = take_in.add_mutually_exclusive_group(required=True)
+    onto.add_argument("--base", metavar="FOLDER", help="the Hugging Face folder they go onto")
+    onto.add_argument("--into", metavar="FOLDER", help="a learner that gets single nights as well")
+    take_in.add_argument(
+        "--out", metavar="DIR", help="a new folder (default with --into: that one, in place)"
+    )
+    take_in.add_argument("--force", action="store_true", help="replace a learner in --out")
+    take_in.add_argument("--debug", action="store_true", help="show tracebacks of errors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,9 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         overrides = _overrides(rest, options.command)
-        if options.command == "report":
-            return _report(options)
-        return _run(options, overrides)
+        if options.command == "run":
+            return _run(options, overrides)
+        return {"report": _report, "export": _export, "import-memories": _import}[options.command](
+            options
+        )
     except SleepError as error:
         if options.debug:
             raise
@@ -140,7 +203,7 @@ def _overrides(rest: Sequence[str], command: str) -> list[str]:
 
 
 def _remedy(text: str, command: str) -> str:
-    close = difflib.get_close_matches(text.partition("=")[0], FLAGS, n=1)
+    close = difflib.get_close_matches(text.partition("=")[0], FLAGS_OF.get(command, FLAGS), n=1)
     if close:
         return f"unknown; did you mean {close[0]}?"
     if command != "run":
@@ -197,6 +260,57 @@ def _report(options: argparse.Namespace) -> int:
     report_runs([pathlib.Path(run).expanduser() for run in options.runs], directory)
     print(_summary(directory))
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from sleeplm.bench.handover import export
+
+    memories = export(
+        options.run,
+        options.out,
+        arm=options.arm,
+        learner=options.learner,
+        nights=options.night,
+        parts=(options.only,) if options.only else ("base", "memories"),
+        cues=not options.without_cues,
+        dtype=options.dtype,
+        force=options.force,
+        warn=_warn,
+    )
+    if options.only == "base":
+        print(f"base {memories.base[:12]}: {options.out}")
+    else:
+        print(_about(memories, options.out))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from sleeplm.pretrained.learner_folder import import_memories
+
+    folder, memories = import_memories(
+        options.memories,
+        base=options.base,
+        into=options.into,
+        out=options.out,
+        force=options.force,
+        warn=_warn,
+    )
+    print(_about(memories, str(folder)))
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"sleeplm: warning: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _about(memories: Any, folder: str) -> str:
+    lines = [
+        f"  night {one.night}: {one.level}, slot {one.slot}"
+        + (f", days {', '.join(str(day) for day in one.days)}" if one.days else "")
+        for one in memories.nights
+    ]
+    what = "a learner's memories" if memories.whole else "single nights"
+    return "\n".join([f"{what} on base {memories.base[:12]}: {folder}", *lines])
 
 
 def _summary(directory: pathlib.Path) -> str:

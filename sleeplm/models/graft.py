@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.types import Array, Params
+from sleeplm.core.types import Array, Params, PyTree
 from sleeplm.memory.levels import LevelConfig, copy_base
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
@@ -63,3 +63,24 @@ def graft(model: Model, backbone: Params, key: Array) -> Params:
         for level in levels[:-1]:
             params = copy_base(params, levels[-1].name, level.name)
     return params
+
+
+def backbone_of(params: Params, config: ModelConfig) -> Params:
+    """The backbone's own part of a model's parameters: the inverse of :func:`graft`.
+
+    Memory levels, experts and their routers are left out. Nothing is copied.
+
+    Args:
+      params: of a model of ``config``.
+
+    Returns:
+      Parameters of a model of :func:`backbone_config`.
+    """
+    plain = jax.eval_shape(Model(backbone_config(config)).init, jax.random.key(0))
+
+    def cut(shape: PyTree, tree: PyTree) -> PyTree:
+        if not isinstance(shape, dict):
+            return tree
+        return {name: cut(part, tree[name]) for name, part in shape.items()}
+
+    return cut(plain, params)

@@ -131,7 +131,7 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
     root = pathlib.Path(folder).expanduser()
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Any] = {}
-        for path in _files(root):
+        for path in weight_files(root):
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (OSError, safetensors.SafetensorError) as error:
@@ -140,7 +140,12 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
         yield tensors
 
 
-def _files(root: pathlib.Path) -> list[pathlib.Path]:
+def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """The safetensors of a folder: what its index names, or the one file.
+
+    Raises:
+      ConfigError: the index cannot be read.
+    """
     index = root / INDEX
     if not index.exists():
         return [root / SINGLE]

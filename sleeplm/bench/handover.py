@@ -1,0 +1,259 @@
+"""What a finished run hands on: a learner out of its last checkpoint, and the folder it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sleeplm.bench.arms import WITHOUT_LEVELS_NIGHTS, Arm, build_arm
+from sleeplm.bench.lives import Bench, learners_of, newborns
+from sleeplm.bench.material import digest, prepare
+from sleeplm.bench.results import read_results
+from sleeplm.bench.retention import RetentionConfig
+from sleeplm.core import checks
+from sleeplm.core.errors import CheckpointError, ConfigError
+from sleeplm.core.records import from_plain
+from sleeplm.core.types import State
+from sleeplm.data.hf_tokenizer import (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    hf_tokenizer,
+    hf_tokenizer_config,
+)
+from sleeplm.data.text import BOS, EOS, PAD
+from sleeplm.methods.config import SleepConfig
+from sleeplm.models.graft import backbone_config
+from sleeplm.models.transformer import Model
+from sleeplm.pretrained.hf_export import SHARD_BYTES, save_backbone
+from sleeplm.pretrained.memories import History, Memories, export_memories
+from sleeplm.pretrained.memory_files import has_memories, write_memories
+from sleeplm.pretrained.tensor_files import new_folder, write_text
+from sleeplm.runtime import config as configs
+from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import CHECKPOINTS, METRICS
+
+SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+
+
+@dataclasses.dataclass
+class Lived:
+    """One learner at the end of its life.
+
+    Attributes:
+      config: its own, as if it had lived alone. arm: what it is. state: of it alone.
+      history: what each slot holds. origin: for the card, see
+        :class:`~sleeplm.pretrained.memories.Memories`.
+      world: digest of its curriculum.
+    """
+
+    config: RetentionConfig
+    arm: Arm
+    state: State
+    history: History
+    origin: dict[str, Any]
+    world: str
+
+
+def read_learner(
+    run: str | pathlib.Path,
+    *,
+    arm: str | None = None,
+    learner: int = 0,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Lived:
+    """A learner of a finished run, as its last checkpoint has it.
+
+    Args:
+      arm: None: the first one that has nights, or the first. learner: which of those side by side.
+      warn: receives one line for every damaged checkpoint.
+
+    Raises:
+      ConfigError: the run has not finished, or has no such arm or learner, or one that is more
+        than parameters.
+      CheckpointError: its checkpoint is gone or damaged.
+    """
+    directory = pathlib.Path(run).expanduser()
+    results = read_results(directory)
+    checks.require(
+        results.get("experiment") == "retention", "run", str(run), "is no run of days and nights"
+    )
+    config = from_plain(RetentionConfig, results["config"], f"{directory}: config")
+    configs.check(config)
+    name = arm or next((a for a in config.arms if a not in WITHOUT_LEVELS_NIGHTS), config.arms[0])
+    checks.one_of("arm", name, config.arms)
+    remedy = f"must be one of 0 to {config.seeds - 1}"
+    checks.require(0 <= learner < config.seeds, "learner", learner, remedy)
+    beside = name in ("inca", "lora_sequential")
+    remedy = "cannot be exported: what it learns stands beside its parameters"
+    checks.require(not beside, "arm", name, remedy)
+    built = build_arm(name, config, classes=0)
+    state = _last_state(directory, config, name, built, warn)
+    alone = learners_of(config)[learner]
+    lines = [line for line in read_metrics(directory / METRICS) if line["stage"] == name]
+    return Lived(
+        config=alone,
+        arm=built,
+        state=jax.tree.map(lambda x: x[learner], state),
+        history=history_of(lines, built, learner),
+        origin={
+            "run": results["digest"],
+            "world": config.world,
+            "world_digest": results["world"]["digests"][learner],
+            "arm": name,
+            "learner": learner,
+            "seed": alone.seed,
+            "world_seed": alone.world_seed,
+            "sleep": dataclasses.asdict(built.sleep),
+        },
+        world=results["world"]["digests"][learner],
+    )
+
+
+def _last_state(
+    directory: pathlib.Path,
+    config: RetentionConfig,
+    name: str,
+    arm: Arm,
+    warn: Callable[[str], object],
+) -> State:
+    """The state of all learners of an arm at the end of their lives."""
+    stage = directory / CHECKPOINTS / name
+    if not stage.is_dir():
+        raise CheckpointError(f"{stage}: there is no checkpoint: run it again")
+
+    def born() -> State:
+        learners = learners_of(config)
+        keys = jnp.stack([jax.random.key(one.seed) for one in learners])
+        params = jax.vmap(Model(backbone_config(config.model)).init)(keys)
+        # What a life is born with depends on nothing that is read in it.
+        return newborns(Bench(config, learners, [], None, params, {}), arm)  # type: ignore[arg-type]
+
+    with Checkpoints(stage, keep=config.keep, warn=warn) as checkpoints:
+        found = checkpoints.restore(jax.eval_shape(born))
+    done, moments = (found.metadata[name] for name in ("position", "moments"))
+    if done != moments:
+        raise CheckpointError(
+            f"{stage}: the newest checkpoint that can be read is of moment {done} of {moments}; "
+            "run it again"
+        )
+    return found.learner
+
+
+def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> History:
+    """What each slot holds: the nights that went there, merged ones too, and their days.
+
+    Args:
+      lines: of the arm's stage in the metrics file.
+    """
+    receivers = {rest.sender: rest.receiver for rest in arm.learner.rests}
+    slots: dict[tuple[str, int], dict[str, list[int]]] = {}
+    count = 0
+    for line in lines:
+        if line["event"] == "merge_end" and _was(line, "merge_failed", learner):
+            level = receivers[line["sender"]]
+            first, second = sorted(key for key in slots if key[0] == level)[:2]
+            for what, values in slots.pop(second).items():
+                slots[first][what] += values
+        if line["event"] == "seed_end" and _was(line, "rolled_back", learner):
+            level = receivers[line["sender"]]
+            # A pool that learns as a whole has been open since the first night.
+            key = (level, 0 if arm.sleep.into == "pool" else count)
+            held = slots.setdefault(key, {"nights": [], "days": []})
+            held["nights"].append(count)
+            held["days"].append(line["day"])
+            count += 1
+    return slots
+
+
+def _was(line: Mapping[str, Any], failed: str, learner: int) -> bool:
+    """Whether the learner took part and did not fail; who was awake has no number."""
+    values = line.get(failed)
+    return values is not None and values[learner] == 0
+
+
+def export(
+    run: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    arm: str | None = None,
+    learner: int = 0,
+    nights: Sequence[int] | None = None,
+    parts: Iterable[str] = ("base", "memories"),
+    cues: bool = True,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    source: str | pathlib.Path | None = None,
+    force: bool = False,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Memories:
+    """Writes a learner of a finished run into a new folder.
+
+    Args:
+      arm, learner: see :func:`read_learner`.
+      nights: only the experts of these nights, counted from 0, without a base.
+      parts: ``base``, the Hugging Face folder, and ``memories``.
+      cues: with the reservoir of cues. dtype: of a base that is exported alone, to be rounded.
+      source: the Hugging Face folder that an imported backbone came from, whose tokenizer is taken
+        over; None: the tokenizer is the run's own.
+      force: replace what an earlier export of memories left in ``out``.
+
+    Returns:
+      The memories, written or not.
+
+    Raises:
+      ConfigError, CheckpointError: in one line, and nothing is written.
+    """
+    parts = ("memories",) if nights is not None else tuple(parts)
+    remedy = "rounds the base, and memories belong to the base as it was: export it alone"
+    checks.require(dtype is None or parts == ("base",), "dtype", dtype, remedy)
+    lived = read_learner(run, arm=arm, learner=learner, warn=warn)
+    memories = export_memories(
+        lived.arm.model,
+        lived.state,
+        nights=nights,
+        cues=cues,
+        history=lived.history,
+        origin=lived.origin,
+    )
+    target = pathlib.Path(out).expanduser()
+    with new_folder(target, force=force, replaceable=has_memories) as folder:
+        if "base" in parts:
+            config = lived.arm.model.config
+            settings: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes}
+            if source is None:
+                _write_tokenizer(folder, lived)
+                settings["keys"] = SPECIAL
+            save_backbone(folder, config, lived.state.params, source=source, **settings)
+        if "memories" in parts:
+            write_memories(folder, memories)
+    return memories
+
+
+def _write_tokenizer(folder: pathlib.Path, lived: Lived) -> None:
+    material = prepare(lived.config)
+    if digest(material.curriculum) != lived.world:
+        remedy = "its texts are not those that the run has read: the tokenizer would be another"
+        raise ConfigError("world", lived.config.world, remedy)
+    files = {
+        TOKENIZER: hf_tokenizer(material.tokenizer),
+        TOKENIZER_CONFIG: hf_tokenizer_config(lived.config.model.max_len),
+    }
+    for name, content in files.items():
+        write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def sleep_of(memories: Memories) -> SleepConfig:
+    """The settings of the nights that memories come from, for a learner that lives on.
+
+    Raises:
+      ConfigError: they are not on the card.
+    """
+    return from_plain(SleepConfig, memories.origin.get("sleep"), "origin.sleep")

@@ -1,0 +1,240 @@
+"""From a configuration and parameters back to a Hugging Face folder that others load.
+
+The inverse of :mod:`sleeplm.pretrained.hf_config` and :mod:`sleeplm.pretrained.hf_weights`: what
+is written here is read there to the same bits. Memory levels stay behind: what is written is the
+backbone that they are grafted onto, the *base*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import Params
+from sleeplm.models.config import DTYPES, ModelConfig
+from sleeplm.models.graft import backbone_config, backbone_of
+from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config
+from sleeplm.pretrained.hf_weights import INDEX, SINGLE, Source, sources
+from sleeplm.pretrained.tensor_files import Tensor, digest_of, write_tensors, write_text
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SHARD_BYTES = 4_000_000_000
+#: Files of a published model that are not its weights, copied where they exist.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+#: Keys of a ``config.json`` that are about a file or a reader, not about the model.
+_NOT_THE_MODEL = ("max_position_embeddings", "torch_dtype")
+
+
+def base_config(config: ModelConfig) -> ModelConfig:
+    """The backbone under a model's memory levels, with its one MLP.
+
+    Raises:
+      ConfigError: it has several, which no family of Hugging Face has.
+    """
+    plain = backbone_config(config)
+    names = [level.name for level in plain.levels]
+    remedy = "only models with one level of kind 'replace' are a Llama or a Qwen3 underneath"
+    checks.require(len(names) == 1, "model.levels", names, remedy)
+    return plain
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of ``config.json`` for the backbone of a model.
+
+    Raises:
+      ConfigError: see :func:`base_config`.
+    """
+    plain = base_config(config)
+    family = "qwen3" if plain.qk_norm else "llama"
+    biases = {"attention_bias": False} | ({"mlp_bias": False} if family == "llama" else {})
+    return {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": plain.vocab_size,
+        "hidden_size": plain.d_model,
+        "intermediate_size": plain.levels[0].width,
+        "num_hidden_layers": plain.n_layers,
+        "num_attention_heads": plain.n_heads,
+        "num_key_value_heads": plain.n_kv_heads,
+        "head_dim": plain.width_of_head,
+        "hidden_act": "silu",
+        "max_position_embeddings": plain.max_len,
+        "rms_norm_eps": plain.norm_eps,
+        # The older pair of keys: every reader knows it.
+        "rope_theta": plain.rope_theta,
+        "rope_scaling": _scaling(plain),
+        "tie_word_embeddings": plain.tie_embeddings,
+        "torch_dtype": plain.param_dtype,
+        **biases,
+    }
+
+
+def _scaling(config: ModelConfig) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return None
+    out = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        out |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_len,
+        }
+    return out
+
+
+def base_tensors(config: ModelConfig, params: Params, dtype: str | None = None) -> list[Tensor]:
+    """Every tensor of a model's backbone, under the names and in the layout of the files.
+
+    Args:
+      params: of a model of ``config``, memory levels included. dtype: None for their own.
+    """
+    plain = base_config(config)
+    backbone = backbone_of(params, config)
+    pairs = zip(jax.tree.leaves(sources(plain)), jax.tree.leaves(backbone), strict=True)
+    return [tensor for source, leaf in pairs for tensor in _tensors(source, leaf, dtype)]
+
+
+def _tensors(source: Source, leaf: Any, dtype: str | None) -> Iterator[Tensor]:
+    kind = np.dtype(dtype or leaf.dtype)
+
+    def tensor(name: str, shape: tuple[int, ...], layer: int | None) -> Tensor:
+        def read() -> np.ndarray:
+            found = np.asarray(leaf if layer is None else leaf[layer])
+            return (found.T if source.transposed else found).astype(kind, copy=False)
+
+        return Tensor(name, kind, shape[::-1] if source.transposed else shape, read)
+
+    if not source.stacked:
+        yield tensor(source.name, leaf.shape, None)
+        return
+    for layer in range(leaf.shape[0]):
+        yield tensor(source.name.format(layer), leaf.shape[1:], layer)
+
+
+def base_digest(config: ModelConfig, params: Params) -> str:
+    """sha256 (hex) over the backbone's tensors as the files hold them, one at a time.
+
+    Types count: a model in bfloat16 is another base than the same in float32.
+    """
+    return digest_of(base_tensors(config, params))
+
+
+def save_backbone(
+    folder: pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    keys: Mapping[str, Any] | None = None,
+    source: str | pathlib.Path | None = None,
+) -> None:
+    """Writes ``config.json`` and the weights of a model's backbone into an existing folder.
+
+    Args:
+      params: of a model of ``config``, memory levels included; they are left out.
+      dtype: type of the tensors in the files; None: as they are, so that nothing is rounded.
+      shard_bytes: weights beyond it go into several files and an index.
+      keys: more keys of ``config.json``, such as ``bos_token_id``.
+      source: the Hugging Face folder that the backbone came from: its tokenizer files, and the keys
+        of its ``config.json`` that are not about numbers here, are taken over.
+
+    Raises:
+      ConfigError: the model is none of the families, or not that of ``source``.
+    """
+    checks.one_of("dtype", dtype or config.param_dtype, DTYPES)
+    checks.positive_integer("shard_bytes", shard_bytes)
+    content = hf_config(config) | dict(keys or {})
+    if source is not None:
+        content |= _taken_over(pathlib.Path(source).expanduser(), config)
+        _copy_tokenizer(pathlib.Path(source).expanduser(), folder)
+    content["torch_dtype"] = dtype or config.param_dtype
+    tensors = base_tensors(config, params, dtype)
+    shards = _shards(tensors, shard_bytes)
+    for name, part in shards.items():
+        write_tensors(folder / name, part, {"format": "pt"})
+    if list(shards) != [SINGLE]:
+        where = {tensor.name: name for name, part in shards.items() for tensor in part}
+        total = {"total_size": sum(tensor.nbytes for tensor in tensors)}
+        index = {"metadata": total, "weight_map": dict(sorted(where.items()))}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+
+
+def _shards(tensors: Sequence[Tensor], limit: int) -> dict[str, list[Tensor]]:
+    """Files by name, in the order of the layers; a tensor above the limit has one for itself."""
+    parts: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in sorted(tensors, key=_place):
+        if parts[-1] and size + tensor.nbytes > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(tensor)
+        size += tensor.nbytes
+    if len(parts) == 1:
+        return {SINGLE: parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
+
+
+def _place(tensor: Tensor) -> tuple[int, str]:
+    words = tensor.name.split(".")
+    return (int(words[2]) if words[1] == "layers" else -1, tensor.name)
+
+
+def require_same_backbone(found: ModelConfig, wanted: ModelConfig, field: str) -> None:
+    """Refuses a backbone of other sizes or settings, naming the first that differs.
+
+    Raises:
+      ConfigError: with the key of ``config.json``, what is there and what was asked for.
+    """
+    there, asked = hf_config(found), hf_config(wanted)
+    for key in asked:
+        if key not in _NOT_THE_MODEL and there.get(key) != asked[key]:
+            raise ConfigError(f"{field}: {key}", there.get(key), f"must be {asked[key]!r}")
+
+
+def read_source(folder: pathlib.Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a folder.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
+        raise ConfigError("model folder", str(folder), remedy) from None
+
+
+def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
+    raw = read_source(source)
+    found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
+    require_same_backbone(found, config, str(source / CONFIG))
+    kept = {"max_position_embeddings", *IGNORED} - {"dtype", "torch_dtype"}
+    return {key: value for key, value in raw.items() if key in kept}
+
+
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

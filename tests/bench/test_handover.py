@@ -1,0 +1,182 @@
+"""A finished run hands its learners on, through the command line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sleeplm import cli
+from sleeplm.bench.arms import build_arm
+from sleeplm.bench.handover import export, history_of, read_learner, sleep_of
+from sleeplm.bench.material import prepare
+from sleeplm.core.errors import CheckpointError, ConfigError
+from sleeplm.core.tree import differing
+from sleeplm.methods.learner import learner
+from sleeplm.models.graft import graft
+from sleeplm.models.transformer import Model
+from sleeplm.pretrained.hf_export import base_config
+from sleeplm.pretrained.learner_folder import load_base, load_learner
+from sleeplm.pretrained.memory_files import read_memories
+from sleeplm.pretrained.receive import put_memories
+
+LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
+SETTINGS = ("--config.seeds=2", '--config.arms=["wake_only","sleep"]')
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A finished run: two learners side by side, two days with a night after each."""
+    place = tmp_path_factory.mktemp("handover")
+    cache = f"--config.cache={place / 'cache'}"
+    arguments = ["run", LIFE, "--workdir", str(place / "run"), "--quiet", cache, *SETTINGS]
+    assert cli.main(arguments) == 0
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def handed(ran):
+    """What the second learner of the run left, exported whole."""
+    out = ran.parent / "second"
+    assert cli.main(["export", str(ran), "--out", str(out), "--learner", "1"]) == 0
+    return out
+
+
+def refused(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert cli.main(list(arguments)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.slow
+def test_the_learner_that_was_named_is_there_again_and_can_live_on(ran, handed):
+    lived = read_learner(ran, learner=1)
+    memories = read_memories(handed)
+    model = Model(memories.config)
+    reborn = learner(model, sleep_of(memories))
+    key = jax.random.key(9)
+    state = reborn.init(graft(model, load_base(handed, memories), key), key)
+    born = jax.eval_shape(lambda: state)
+    state = put_memories(model, state, memories)
+    assert jax.eval_shape(lambda: state) == born  # days and nights of a newborn run on it
+    for name in ("params", "slots", "cues", "counters"):
+        assert differing(getattr(state, name), getattr(lived.state, name)) == [], name
+    assert state.slots["slow"].active.tolist() == [True, True, False, False]
+    first = read_learner(ran, learner=0)
+    assert differing(first.state.params, state.params)
+
+
+@pytest.mark.slow
+def test_the_card_names_nights_days_and_the_run(ran, handed):
+    card = json.loads((handed / "memories.json").read_text())
+    slots = [(one["night"], one["slot"], one["nights"], one["days"]) for one in card["nights"]]
+    assert slots == [(0, 0, [0], [0]), (1, 1, [1], [1])]
+    results = json.loads((ran / "results.json").read_text())
+    origin = card["origin"]
+    assert (origin["arm"], origin["learner"], origin["seed"]) == ("sleep", 1, 1)
+    assert origin["run"] == results["digest"] and origin["world"] == "biographies"
+    assert origin["world_digest"] == results["world"]["digests"][1]
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_base_and_its_tokenizer(ran, handed):
+    import torch
+    import transformers
+
+    lived = read_learner(ran, learner=1)
+    material = prepare(lived.config)
+    text = material.curriculum.pretrain[0].text
+    tokens = transformers.AutoTokenizer.from_pretrained(handed)(text, return_tensors="np").input_ids
+    assert tokens[0].tolist() == [1, *material.tokenizer.encode(text)]
+    file = transformers.AutoModelForCausalLM.from_pretrained(handed)
+    with torch.no_grad():
+        theirs = file(torch.from_numpy(np.asarray(tokens))).logits.numpy()
+    model = Model(base_config(lived.config.model))
+    params = load_base(handed, read_memories(handed))
+    variables = {"params": params, "slots": model.init_slots()}
+    said = jax.jit(model.logits)(variables, tokens.astype(np.int32))
+    np.testing.assert_allclose(theirs, said, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_night_goes_alone_and_into_another_learner(ran, handed, capsys):
+    night, out = ran.parent / "night", ran.parent / "newborn"
+    assert (
+        cli.main(["export", str(ran), "--learner", "1", "--night", "1", "--out", str(night)]) == 0
+    )
+    assert not (night / "config.json").exists()
+    arguments = ["import-memories", str(night), "--base", str(handed), "--out", str(out)]
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr()
+    assert "night 0: slow, slot 0, days 1" in said.out
+    assert "warning: night 1 was slept in the presence of nights 0" in said.err
+    _, variables = load_learner(out)
+    assert variables["slots"]["slow"].active.tolist() == [True, False, False, False]
+    assert "is there already" in refused(capsys, "import-memories", str(night), "--into", str(out))
+    # The other learner of the run has a backbone of its own.
+    other = ran.parent / "other"
+    assert cli.main(["export", str(ran), "--out", str(other)]) == 0
+    line = refused(capsys, "import-memories", str(night), "--into", str(other))
+    assert "belongs to base" in line
+
+
+def night(rolled_back, day) -> dict:
+    return {"event": "seed_end", "sender": "fast", "day": day, "rolled_back": rolled_back}
+
+
+def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
+    arm = build_arm("sleep", brief.config(), classes=0)
+    lines = [
+        night([0.0, 0.0], 0),
+        night([1.0, 0.0], 1),  # the first learner lost this one
+        night([0.0, None], 2),  # the second was awake
+        night([0.0, 0.0], 3),
+        {"event": "merge_end", "sender": "fast", "merge_failed": [0.0, 1.0]},
+        night([0.0, 0.0], 4),
+    ]
+    assert history_of(lines, arm, 0) == {
+        ("slow", 0): {"nights": [0, 1], "days": [0, 2]},
+        ("slow", 2): {"nights": [2], "days": [3]},
+        ("slow", 3): {"nights": [3], "days": [4]},
+    }
+    second = history_of(lines, arm, 1)
+    assert [held["days"] for held in second.values()] == [[0], [1], [3], [4]]
+    pool = build_arm("equal_capacity_moe", brief.config(), classes=0)
+    assert history_of(lines, pool, 1) == {
+        ("slow", 0): {"nights": [0, 1, 2, 3], "days": [0, 1, 3, 4]}
+    }
+
+
+@pytest.mark.slow
+def test_arms_without_nights_hand_on_what_they_have(ran):
+    memories = export(ran, ran.parent / "awake", arm="wake_only")
+    assert memories.nights == () and "fast" in memories.parts["levels"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_one_line(ran, capsys, tmp_path):
+    out = ("--out", str(tmp_path / "out"))
+    assert "learner = 2" in refused(capsys, "export", str(ran), *out, "--learner", "2")
+    assert "arm = 'slep'" in refused(capsys, "export", str(ran), *out, "--arm", "slep")
+    assert "there are 0, 1" in refused(capsys, "export", str(ran), *out, "--night", "5")
+    assert "dtype" in refused(capsys, "export", str(ran), *out, "--dtype", "bfloat16")
+    assert "has the run finished" in refused(capsys, "export", str(tmp_path), *out)
+    assert not (tmp_path / "out").exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(ran, moved)
+    shutil.rmtree(moved / "checkpoints" / "sleep")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        read_learner(moved)
+    results = json.loads((moved / "results.json").read_text())
+    results["world"]["digests"][0] = "0"
+    (moved / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match="its texts are not those"):
+        export(moved, tmp_path / "out", arm="wake_only")
+    assert not (tmp_path / "out").exists()
