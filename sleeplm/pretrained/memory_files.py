@@ -102,7 +102,8 @@ def read_memories(folder: str | pathlib.Path) -> Memories:
     card = _read_card(path)
     try:
         config = from_plain(ModelConfig, card["model"], f"{path}: model")
-        file, digest = root / card["file"]["name"], card["file"]["sha256"]
+        # Of its last part: a card that somebody sends is no reason to read elsewhere.
+        file, digest = root / pathlib.Path(card["file"]["name"]).name, card["file"]["sha256"]
         base, whole, origin = card["base"], bool(card["whole"]), card["origin"]
         entries = [(one, _prefix(one["level"], one["slot"])) for one in card["nights"]]
     except (KeyError, TypeError) as error:
