@@ -2,12 +2,13 @@
 
 Architectures: ``llama`` (Llama 2 and 3.x, SmolLM2) and ``qwen3``. Every key under the name of the
 architecture is looked at, as are those which say what kind of file it is; the tokenizer's keys
-belong to :mod:`sleeplm.pretrained.gguf_tokenizer`. Other names are their publishers' and say nothing
-of what a model computes.
+belong to :mod:`sleeplm.pretrained.gguf_tokenizer`. Other names are their publishers' and say
+nothing of what a model computes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ FIXED_ELSEWHERE: Mapping[str, tuple] = {
     "split.count": (0, 1),
 }
 #: What Llama 3.1 and later were stretched with; a file holds the result only, one factor a pair.
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_len": 8192}
+LLAMA3 = RopeScaling("llama3", 1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_len=8192)
 
 
 def gguf_config(
@@ -76,9 +77,9 @@ def gguf_config(
     given = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items()}
     given.setdefault("attention.head_count_kv", given.get("attention.head_count"))
     given.setdefault("vocab_size", file.tensors[EMBED].shape[0])
-    for key in sorted(SIZES) + ["attention.head_count_kv", "vocab_size", "context_length"]:
+    for key in [*sorted(SIZES), "attention.head_count_kv", "vocab_size", "context_length"]:
         checks.positive_integer(f"GGUF: {arch}.{key}", given.get(key))
-    heads, epsilon = given["attention.head_count"], given.get("attention.layer_norm_rms_epsilon")
+    heads, epsilon = given["attention.head_count"], given.get("attention.layer_norm_rms_epsilon", 0)
     checks.positive(f"GGUF: {arch}.attention.layer_norm_rms_epsilon", epsilon)
     width = given.get("attention.key_length") or given["embedding_length"] // heads
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -120,13 +121,13 @@ def _scaling(
     kind = given.get("rope.scaling.type", "none")
     checks.one_of(f"{field}rope.scaling.type", kind, ("none", "linear"))
     if kind == "linear":
-        factor = given.get("rope.scaling.factor")
+        factor = given.get("rope.scaling.factor", 0)
         checks.positive(f"{field}rope.scaling.factor", factor)
         return RopeScaling("linear", float(factor))
     if FREQUENCIES not in file.tensors:
         return RopeScaling()
     factors = file.tensors[FREQUENCIES][(slice(None),)]
-    scaling = RopeScaling("llama3", float(factors.max()), **LLAMA3)
+    scaling = dataclasses.replace(LLAMA3, factor=float(factors.max()))
     plain, scaled = (np.asarray(frequencies(width, theta, s)) for s in (RopeScaling(), scaling))
     same = factors.shape == plain.shape and np.allclose(plain / factors, scaled, rtol=1e-4)
     remedy = "only the rotary scaling of Llama 3.1 and later is supported"

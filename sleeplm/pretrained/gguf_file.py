@@ -50,11 +50,10 @@ class GgufTensor:
         rows = self.shape[0] if len(self.shape) > 1 else 1
         shape = (rows, self.size // rows)
         # Mapped anew for every read: pages that were read stay resident as long as they are mapped.
-        stored = np.memmap(self.path, np.uint8, "r", self.offset, shape)
-        if rows > 1:
-            stored = np.asarray(stored[self._stored_rows(index[0])])
+        stored = np.asarray(np.memmap(self.path, np.uint8, "r", self.offset, shape))
         try:
-            out = gguf.quants.dequantize(np.asarray(stored), self.kind)
+            wanted = self._stored_rows(index[0]) if len(self.shape) > 1 else slice(None)
+            out = gguf.quants.dequantize(stored[wanted], self.kind)
         except NotImplementedError as error:
             raise ConfigError(f"type of {self.name}", self.kind.name, str(error)) from None
         return out.reshape(-1)[index] if len(self.shape) == 1 else out[:, *index[1:]]

@@ -99,3 +99,17 @@ def reference(tmp_path_factory):
         return Reference(folder, prompts.numpy(), logits.numpy(), greedy.numpy())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as a GGUF file that was read; skips where it is not installed."""
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
+    from sleeplm.core.errors import ConfigError
+    from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
+
+    try:
+        path = smollm2_file()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return read_gguf(path)
