@@ -46,14 +46,12 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         named = bpe.token_to_id(token) if token else None
-        known = token is None or named is not None
-        checks.require(
-            known, f"{SETTINGS}: {name}_token", token, "the vocabulary has no such token"
-        )
-        given = next(
-            (o[f"{name}_token_id"] for o in others if o.get(f"{name}_token_id") is not None), []
-        )
-        several: list[int] = given if isinstance(given, list) else [given]
+        if token and named is None:
+            remedy = "the vocabulary has no such token"
+            raise ConfigError(f"{SETTINGS}: {name}_token", token, remedy)
+        given = [o[f"{name}_token_id"] for o in others if o.get(f"{name}_token_id") is not None]
+        found = given[0] if given else []
+        several: list[int] = found if isinstance(found, list) else [found]
         return several if named is None else [named, *several]
 
     ends = ids("eos")

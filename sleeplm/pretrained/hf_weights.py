@@ -90,7 +90,7 @@ def sources(config: ModelConfig) -> PyTree:
 
 def tensor_shapes(config: ModelConfig, tree: PyTree | None = None) -> dict[str, tuple[int, ...]]:
     """Every tensor that the files must hold, by its name in ``tree``, with its shape there."""
-    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+    shapes = _parameters(config)
     tree = sources(config) if tree is None else tree
     out: dict[str, tuple[int, ...]] = {}
     for source, shape in zip(jax.tree.leaves(tree), jax.tree.leaves(shapes), strict=True):
@@ -99,6 +99,11 @@ def tensor_shapes(config: ModelConfig, tree: PyTree | None = None) -> dict[str, 
         layers = range(config.n_layers) if source.stacked else range(1)
         out |= {source.name.format(i): one for i in layers}
     return out
+
+
+def _parameters(config: ModelConfig) -> PyTree:
+    """Shape and type of every parameter; nothing is computed, not even a key."""
+    return jax.eval_shape(lambda: Model(config).init(jax.random.key(0)))
 
 
 def load_params(
@@ -135,7 +140,7 @@ def assemble(
       tree: the :class:`Source` of every parameter, see :func:`sources`.
       shardings: as in :func:`load_params`.
     """
-    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+    shapes = _parameters(config)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
