@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -109,6 +111,20 @@ def test_a_matrix_that_is_read_in_many_chunks_is_the_same(config, shards, monkey
         jax.tree.leaves(load_params(shards, config)), jax.tree.leaves(whole), strict=True
     ):
         np.testing.assert_array_equal(ours, once)
+
+
+def test_half_precision_files_are_read_into_either_type(config, folder):
+    def halve(tensors):
+        tensors.update({name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()})
+
+    whole = load_params(folder, config)
+    for file in ("model-1.safetensors", "model-2.safetensors"):
+        spoil(folder, file, halve)
+    for dtype in ("float32", "bfloat16"):
+        read = load_params(folder, dataclasses.replace(config, param_dtype=dtype))
+        for ours, exact in zip(jax.tree.leaves(read), jax.tree.leaves(whole), strict=True):
+            assert ours.dtype == dtype
+            np.testing.assert_array_equal(ours, exact.astype("bfloat16").astype(dtype))
 
 
 def test_a_cpu_takes_a_parameter_over_without_a_copy():

@@ -25,12 +25,14 @@ from sleeplm.pretrained.gguf_weights import load_gguf
 from sleeplm.pretrained.hf_config import model_config
 from sleeplm.pretrained.hf_weights import sources
 
+#: After each the model's first choice is always ahead of its second by at least 0.005, so that no
+#: machine's rounding decides what is written.
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:",
     "In 1969, the first human",
     "<unk> Der schnelle braune Fuchs",
-    "Water boils at 100 degrees",
+    "Sleep helps the brain",
 ]
 NEW = 64
 #: Other tests compile more than they run, and have XLA optimise nothing.
@@ -114,8 +116,10 @@ def test_greedy_continuations_are_those_of_the_reference(ours, expected):
     """Its choice after every prefix of what we wrote is ours: so it would have written the same."""
     tokens, written = np.asarray(ours.samples.tokens), np.asarray(ours.samples.written)
     assert (written.sum(1) == NEW).all()
-    chosen = expected[:, :-1].argmax(-1)
-    np.testing.assert_array_equal(chosen[written[:, 1:]], tokens[:, 1:][written[:, 1:]])
+    ahead, after = expected[:, :-1], written[:, 1:]
+    best, second = np.sort(ahead[after], -1)[:, [-1, -2]].T
+    assert (best - second).min() > 0.003  # else another machine might choose otherwise
+    np.testing.assert_array_equal(ahead.argmax(-1)[after], tokens[:, 1:][after])
 
 
 def test_logits_are_those_of_the_reference_but_for_rounding(ours, expected):
