@@ -21,13 +21,13 @@ from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.records import from_plain
 from sleeplm.core.types import State
-from sleeplm.data.hf_tokenizer import (
+from sleeplm.data.text import BOS, EOS, PAD
+from sleeplm.data.tokenizer_files import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     hf_tokenizer,
     hf_tokenizer_config,
 )
-from sleeplm.data.text import BOS, EOS, PAD
 from sleeplm.methods.config import SleepConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model

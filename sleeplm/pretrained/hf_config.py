@@ -89,6 +89,17 @@ def read_config(
     config = model_config(raw)
     longest = raw.get("max_position_embeddings", 2048)
     checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
+    return with_context(config, longest, max_len, dtype, param_dtype)
+
+
+def with_context(
+    config: ModelConfig, longest: int, max_len: int | None, dtype: str, param_dtype: str
+) -> ModelConfig:
+    """``config`` with what its reader chooses; ``longest`` is what the model was made for.
+
+    Raises:
+      ConfigError: it is asked for more, or the configuration cannot work.
+    """
     if max_len is None:
         max_len = min(longest, 1024)
     checks.require(max_len <= longest, "max_len", max_len, f"the model was made for {longest}")

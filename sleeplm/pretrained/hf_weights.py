@@ -2,7 +2,8 @@
 
 Each parameter is read piece by piece as its sharding asks for it: a device's share of the layers'
 stacked matrices is assembled from the slices of the files that it needs, one parameter after the
-other.
+other. What an import holds beyond the parameters is a few :data:`CHUNK` (``tests/pretrained/
+test_memory.py``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -24,6 +26,16 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+CHUNK = 1 << 20  # numbers that are read at once
+ALIGNMENT = 64  # a CPU device takes a buffer over as it is only from such addresses
+
+
+class Tensor(Protocol):
+    """A tensor in a file: its shape, and any part of it, read when it is indexed."""
+
+    def get_shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +88,22 @@ def sources(config: ModelConfig) -> PyTree:
     return tree
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the files must hold, by name, with its shape there."""
-    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+def tensor_shapes(config: ModelConfig, tree: PyTree | None = None) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the files must hold, by its name in ``tree``, with its shape there."""
+    shapes = _parameters(config)
+    tree = sources(config) if tree is None else tree
     out: dict[str, tuple[int, ...]] = {}
-    for source, shape in zip(
-        jax.tree.leaves(sources(config)), jax.tree.leaves(shapes), strict=True
-    ):
+    for source, shape in zip(jax.tree.leaves(tree), jax.tree.leaves(shapes), strict=True):
         one = shape.shape[1:] if source.stacked else shape.shape
         one = one[::-1] if source.transposed else one
         layers = range(config.n_layers) if source.stacked else range(1)
         out |= {source.name.format(i): one for i in layers}
     return out
+
+
+def _parameters(config: ModelConfig) -> PyTree:
+    """Shape and type of every parameter; nothing is computed, not even a key."""
+    return jax.eval_shape(lambda: Model(config).init(jax.random.key(0)))
 
 
 def load_params(
@@ -103,22 +119,41 @@ def load_params(
     Raises:
       ConfigError: a tensor is missing, left over, or has another shape than the configuration says.
     """
-    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
     with open_folder(folder) as tensors:
-        _check(config, tensors)
-        if shardings is None:
-            shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        if isinstance(shardings, jax.sharding.Sharding):
-            shardings = jax.tree.map(lambda _: shardings, shapes)
+        tree = sources(config)
+        kept = {name: tensors[name] for name in tensors if not _may_stay(config, name)}
+        check_tensors(kept, config, tree, "config.json says")
+        return assemble(kept, config, tree, shardings)
 
-        def load(source: Source, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-            def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-                assert index is not None  # parameters have at least one axis
-                return _piece(tensors, source, shape, index)
 
-            return jax.make_array_from_callback(shape.shape, sharding, piece)
+def assemble(
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    tree: PyTree,
+    shardings: PyTree | None = None,
+) -> Params:
+    """Parameters from tensors that were found to be complete.
 
-        return jax.tree.map(load, sources(config), shapes, shardings)
+    Args:
+      tensors: by the names in ``tree``.
+      config: ``param_dtype`` says the type.
+      tree: the :class:`Source` of every parameter, see :func:`sources`.
+      shardings: as in :func:`load_params`.
+    """
+    shapes = _parameters(config)
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+
+    def load(source: Source, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # parameters have at least one axis
+            return _piece(tensors, source, shape, index)
+
+        return jax.make_array_from_callback(shape.shape, sharding, piece)
+
+    return jax.tree.map(load, tree, shapes, shardings)
 
 
 @contextlib.contextmanager
@@ -129,15 +164,35 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
       ConfigError: no such files, or one that is cut off or no safetensors.
     """
     root = pathlib.Path(folder).expanduser()
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for path in weight_files(root):
-            try:
-                file = stack.enter_context(safetensors.safe_open(path, framework="np"))
-            except (OSError, safetensors.SafetensorError) as error:
-                raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
-            tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        yield tensors
+    tensors: dict[str, Any] = {}
+    for path in weight_files(root):
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                shapes = {n: file.get_slice(n).get_shape() for n in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
+        tensors |= {name: _Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
+    yield tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """One tensor of a file, which is mapped anew for every read.
+
+    A mapped page that was read is resident memory until the mapping goes: of a file that stayed
+    mapped, all of it would be by the end of an import.
+    """
+
+    path: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        with safetensors.safe_open(self.path, framework="np") as file:
+            return file.get_slice(self.name)[index]
 
 
 def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
@@ -156,17 +211,22 @@ def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
     return [root / name for name in names]
 
 
-def _check(config: ModelConfig, tensors: Mapping[str, Any]) -> None:
-    """Names and shapes agree with the configuration, and nothing is left over."""
-    expected = tensor_shapes(config)
+def check_tensors(
+    tensors: Mapping[str, Tensor], config: ModelConfig, tree: PyTree, says: str
+) -> None:
+    """Names and shapes agree with the configuration, and nothing is left over.
+
+    Raises:
+      ConfigError: for the first tensor that does not; ``says`` names who says otherwise.
+    """
+    expected = tensor_shapes(config, tree)
     for name, shape in expected.items():
         if name not in tensors:
             raise ConfigError(f"tensor {name}", None, f"is missing, must be {list(shape)}")
         found = tuple(tensors[name].get_shape())
         if found != shape:
-            remedy = f"config.json says {list(shape)}"
-            raise ConfigError(f"shape of {name}", list(found), remedy)
-    left = sorted(name for name in tensors if name not in expected and not _may_stay(config, name))
+            raise ConfigError(f"shape of {name}", list(found), f"{says} {list(shape)}")
+    left = sorted(tensors.keys() - expected.keys())
     if left:
         raise ConfigError(f"tensor {left[0]}", "left over", "this architecture has no such tensor")
 
@@ -178,23 +238,36 @@ def _may_stay(config: ModelConfig, name: str) -> bool:
 
 
 def _piece(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
     source: Source,
     shape: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """The part ``index`` of a parameter, read from as little of the files as it needs."""
+    bounds = [slice(*s.indices(n)) for s, n in zip(index, shape.shape, strict=True)]
+    out = _empty([len(range(n)[s]) for s, n in zip(bounds, shape.shape, strict=True)], shape.dtype)
     if not source.stacked:
-        return _read(tensors[source.name], source, index, shape.dtype)
-    layers = range(*index[0].indices(shape.shape[0]))
-    sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape.shape, strict=True)]
-    out = np.empty(sizes, shape.dtype)
-    for place, layer in enumerate(layers):
-        out[place] = _read(tensors[source.name.format(layer)], source, index[1:], shape.dtype)
+        _fill(out, tensors[source.name], source, bounds)
+        return out
+    for place, layer in zip(out, range(shape.shape[0])[bounds[0]], strict=True):
+        _fill(place, tensors[source.name.format(layer)], source, bounds[1:])
     return out
 
 
-def _read(tensor: Any, source: Source, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-    found = tensor[index[::-1] if source.transposed else index]
-    found = found.T if source.transposed else found
-    return np.asarray(found, dtype)
+def _empty(sizes: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array that a CPU device takes over without a copy, which would double its memory."""
+    size = math.prod(sizes) * np.dtype(dtype).itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(sizes)
+
+
+def _fill(out: np.ndarray, tensor: Tensor, source: Source, index: Sequence[slice]) -> None:
+    """Reads the part ``index`` of one layer's parameter into ``out``, some rows at a time."""
+    out = out.T if source.transposed else out
+    rows, *rest = index[::-1] if source.transposed else index
+    step = max(CHUNK // math.prod(out.shape[1:]), 1)
+    for start in range(0, len(out), step):
+        end = min(start + step, len(out))
+        part = (slice(rows.start + start, rows.start + end), *rest)
+        out[start:end] = tensor[part]

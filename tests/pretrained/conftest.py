@@ -11,6 +11,37 @@ import pytest
 
 LONG = 96  # tokens of a prompt: beyond the 64 that the scaled model was "trained" on
 NEW = 64
+#: As SmolLM2-135M is published.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +130,23 @@ def reference(tmp_path_factory):
         return Reference(folder, prompts.numpy(), logits.numpy(), greedy.numpy())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as a GGUF file that was read; skips where it is not installed."""
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
+    from sleeplm.core.errors import ConfigError
+    from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
+
+    try:
+        path = smollm2_file()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return read_gguf(path)
+
+
+@pytest.fixture(scope="session")
+def published():
+    """The config.json that SmolLM2-135M is published with."""
+    return dict(SMOLLM2)

@@ -12,37 +12,6 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.pretrained.hf_config import read_config
 
-#: As SmolLM2-135M is published.
-SMOLLM2 = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 576,
-    "initializer_range": 0.041666666666666664,
-    "intermediate_size": 1536,
-    "is_llama_config": True,
-    "max_position_embeddings": 8192,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 9,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
-    "pad_token_id": 2,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_interleaved": False,
-    "rope_scaling": None,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
-    "transformers_version": "4.42.3",
-    "use_cache": True,
-    "vocab_size": 49152,
-}
 LLAMA31 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -53,11 +22,11 @@ LLAMA31 = {
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, published):
     """Writes SmolLM2's config.json with changes; a value of ``...`` leaves its key out."""
 
     def write(**changes):
-        config = {k: v for k, v in (SMOLLM2 | changes).items() if v is not ...}
+        config = {k: v for k, v in (published | changes).items() if v is not ...}
         (tmp_path / "config.json").write_text(json.dumps(config))
         return tmp_path
 

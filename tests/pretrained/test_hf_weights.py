@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -83,14 +85,14 @@ def test_every_device_reads_its_own_part_and_no_more(config, shards, monkeypatch
         return NamedSharding(mesh, P(*[None] * (shape.ndim - 1), "model" if even else None))
 
     read = []
-    whole = hf_weights._read
+    whole = hf_weights._Stored.__getitem__
 
-    def counted(tensor, source, index, dtype):
-        out = whole(tensor, source, index, dtype)
-        read.append((source.name, out.size))
+    def counted(tensor, index):
+        out = whole(tensor, index)
+        read.append((tensor.name, out.size))
         return out
 
-    monkeypatch.setattr(hf_weights, "_read", counted)
+    monkeypatch.setattr(hf_weights._Stored, "__getitem__", counted)
     spread = load_params(shards, config, jax.tree.map(last_axis, shapes))
     gate = [size for name, size in read if "gate_proj" in name]
     assert gate == [8 * 16 // 4] * 8  # two layers, four devices, a quarter each
@@ -100,6 +102,37 @@ def test_every_device_reads_its_own_part_and_no_more(config, shards, monkeypatch
         jax.tree.leaves(spread), jax.tree.leaves(load_params(shards, config)), strict=True
     ):
         np.testing.assert_array_equal(ours, alone)
+
+
+def test_a_matrix_that_is_read_in_many_chunks_is_the_same(config, shards, monkeypatch):
+    whole = load_params(shards, config)
+    monkeypatch.setattr(hf_weights, "CHUNK", 20)  # 2 rows of 8, one of 16: no row count divides all
+    for ours, once in zip(
+        jax.tree.leaves(load_params(shards, config)), jax.tree.leaves(whole), strict=True
+    ):
+        np.testing.assert_array_equal(ours, once)
+
+
+def test_half_precision_files_are_read_into_either_type(config, folder):
+    def halve(tensors):
+        tensors.update({name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()})
+
+    whole = load_params(folder, config)
+    for file in ("model-1.safetensors", "model-2.safetensors"):
+        spoil(folder, file, halve)
+    for dtype in ("float32", "bfloat16"):
+        read = load_params(folder, dataclasses.replace(config, param_dtype=dtype))
+        for ours, exact in zip(jax.tree.leaves(read), jax.tree.leaves(whole), strict=True):
+            assert ours.dtype == dtype
+            np.testing.assert_array_equal(ours, exact.astype("bfloat16").astype(dtype))
+
+
+def test_a_cpu_takes_a_parameter_over_without_a_copy():
+    ours = hf_weights._empty((3, 5), np.float32)
+    ours[:] = 1
+    one = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    taken = jax.make_array_from_callback((3, 5), one, lambda index: ours)
+    assert taken.unsafe_buffer_pointer() == ours.ctypes.data
 
 
 def spoil(folder, file, change):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.hf_tokenizer import hf_tokenizer, hf_tokenizer_config
 from sleeplm.data.text import BOS, EOS, Tokenizer, byte_tokenizer, train_bpe
+from sleeplm.data.tokenizer_files import hf_tokenizer, hf_tokenizer_config
 
 TEXTS = [
     "the river of Foo is long",

@@ -1,0 +1,80 @@
+"""From the files of a Hugging Face folder to an :class:`ImportedTokenizer`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.pretrained.tokenizer import ImportedTokenizer
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+#: Where ids may stand if the tokenizer's settings name no token, the first that says it counts.
+IDS = ("generation_config.json", "config.json")
+
+
+def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
+    """The tokenizer of a local folder.
+
+    Ids come from ``tokenizer_config.json``, else from ``generation_config.json`` or
+    ``config.json``. A model without a padding token pads with ``eos``, one that begins texts with
+    nothing has ``eos`` for ``bos`` too: what ends a text may stand before the next one.
+
+    Args:
+      folder: with ``tokenizer.json``.
+
+    Raises:
+      ConfigError: a file cannot be read, the tokenizer is no BPE, or nothing names what ends a
+        text.
+    """
+    root = pathlib.Path(folder).expanduser()
+    kind = (_json(root / TOKENIZER).get("model") or {}).get("type")
+    checks.one_of(f"{TOKENIZER}: model.type", kind, ("BPE",))
+    try:
+        bpe = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
+    settings = _json(root / SETTINGS, needed=False)
+    others = [_json(root / name, needed=False) for name in IDS]
+
+    def ids(name: str) -> list[int]:
+        token = settings.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        named = bpe.token_to_id(token) if token else None
+        if token and named is None:
+            remedy = "the vocabulary has no such token"
+            raise ConfigError(f"{SETTINGS}: {name}_token", token, remedy)
+        given = [o[f"{name}_token_id"] for o in others if o.get(f"{name}_token_id") is not None]
+        found = given[0] if given else []
+        several: list[int] = found if isinstance(found, list) else [found]
+        return several if named is None else [named, *several]
+
+    ends = ids("eos")
+    checks.require(bool(ends), f"{SETTINGS}: eos_token", None, "must name what ends a text")
+    pad, bos = (next(iter(ids(name)), ends[0]) for name in ("pad", "bos"))
+    return ImportedTokenizer(bpe, pad, bos, ends[0], tuple(ends), _template(root, settings))
+
+
+def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:
+    path = root / TEMPLATE
+    found = path.read_text() if path.exists() else settings.get("chat_template")
+    if isinstance(found, list):  # several by name
+        found = {one["name"]: one["template"] for one in found}.get("default")
+    return found
+
+
+def _json(path: pathlib.Path, needed: bool = True) -> dict[str, Any]:
+    if not needed and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
+    return content

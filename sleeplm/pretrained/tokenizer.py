@@ -1,0 +1,122 @@
+"""The tokenizer of an imported model, with the interface of ``sleeplm.data.text.Tokenizer``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import tokenizers
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.pretrained.chat import check_messages, render
+
+#: Characters that no text uses: one of them keeps a special token in a message from being one.
+PRIVATE = [chr(code) for code in range(0xE000, 0xF8FF)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedTokenizer:
+    """Byte-level BPE with the ids that the model was trained on.
+
+    ``decode(encode(text)) == text`` for every string that the model's own normaliser leaves alone
+    (SmolLM2 and Llama 3 have none; Qwen3 composes accents, NFC). No text encodes to a special
+    token, however it is spelt: they come in as ids, or where a chat template puts them.
+
+    Attributes:
+      bpe: the model's tokenizer; it is told to read special tokens in texts as text.
+      pad, bos, eos: ids of what fills rows, begins and ends a text. They may be one and the same:
+        whether a position is padding is for ``segments`` to say, not for its token.
+      stops: every id at which generation ends, ``eos`` among them.
+      chat_template: Jinja source, or None.
+      lead: put in front of every text and taken away again when decoding. With ``" "`` a word has
+        the same tokens at the start of a document and in its middle.
+    """
+
+    bpe: tokenizers.Tokenizer
+    pad: int
+    bos: int
+    eos: int
+    stops: tuple[int, ...] = ()
+    chat_template: str | None = None
+    lead: str = ""
+
+    def __post_init__(self):
+        self.bpe.no_padding()
+        self.bpe.no_truncation()
+        self.bpe.encode_special_tokens = True
+        for name in ("pad", "bos", "eos"):
+            token = self.bpe.id_to_token(getattr(self, name))
+            checks.require(token is not None, name, getattr(self, name), "is no token's id")
+        object.__setattr__(self, "stops", tuple(dict.fromkeys([self.eos, *self.stops])))
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def special(self) -> Mapping[str, int]:
+        """Ids of the special tokens, by how they are written."""
+        added = self.bpe.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, without special tokens."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        return self._encode([self.lead + text if text else "" for text in texts])
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of ``tokens``; special tokens are left out, as is ``lead``."""
+        text = self.bpe.decode([int(token) for token in tokens], skip_special_tokens=True)
+        return text.removeprefix(self.lead)
+
+    def decode_batch(self, rows: Iterable[Iterable[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation as the model was taught to read it.
+
+        Only the template's own special tokens are special: what a message holds stays text.
+
+        Args:
+          messages: each with ``role`` and ``content``.
+          add_generation_prompt: end with what the model is to go on from as the assistant.
+
+        Raises:
+          ConfigError: the model has no chat template, or one that needs Jinja where there is none.
+        """
+        if self.chat_template is None:
+            raise ConfigError("chat_template", None, "this model was not made for conversations")
+        check_messages(messages)
+        written = "".join(text for message in messages for text in message.values())
+        mark = next(char for char in PRIVATE if char not in written + self.chat_template)
+        hidden = [{k: self._hide(v, mark) for k, v in message.items()} for message in messages]
+        names = {n: self.bpe.id_to_token(getattr(self, n)) or "" for n in ("bos", "eos", "pad")}
+        text = render(self.chat_template, hidden, add_generation_prompt, names)
+        parts = re.split(f"({'|'.join(self._spellings)})", text) if self._spellings else [text]
+        texts = self._encode([part.replace(mark, "") for part in parts[::2]])
+        out = list(texts[0])
+        for name, tokens in zip(parts[1::2], texts[1:], strict=True):
+            out += [self.special[name], *tokens]
+        return out
+
+    @functools.cached_property
+    def _spellings(self) -> list[str]:
+        """Patterns of the special tokens; one that begins with another comes before it."""
+        return [re.escape(name) for name in sorted(self.special, key=len, reverse=True)]
+
+    def _hide(self, text: str, mark: str) -> str:
+        for name in self.special:
+            text = text.replace(name, name[0] + mark + name[1:])
+        return text
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [item.ids for item in self.bpe.encode_batch(list(texts), add_special_tokens=False)]

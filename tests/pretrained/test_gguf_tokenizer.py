@@ -1,0 +1,108 @@
+"""What the metadata of a GGUF file say of its tokenizer, and how the rest is refused."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from tokenizers import Regex, pre_tokenizers
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.pretrained.gguf_file import GgufFile
+from sleeplm.pretrained.gguf_tokenizer import CONTROL, PRE, USER_DEFINED, gguf_tokenizer
+
+TEXTS = [
+    "Don't we'll I'M  they've\n\n  x\t1234567 12,345.6 (a)--b!? ½٣ \r\n",
+    "naïve e\u0301 日本語123 🎉 def f(x):\n    return x**2  # y",
+]
+
+
+def file_of(**changes) -> GgufFile:
+    """A file with one merge, two special tokens and an added one; ``...`` leaves a key out."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<end>", "<pad>", *alphabet, "th", "<tool>"]
+    types = [CONTROL, CONTROL, *[1] * len(alphabet), 1, USER_DEFINED]
+    given = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens,
+        "token_type": types,
+        "merges": ["t h"],
+        "eos_token_id": 0,
+        "add_bos_token": False,
+    } | changes
+    metadata = {f"tokenizer.ggml.{k}": v for k, v in given.items() if v is not ...}
+    return GgufFile(pathlib.Path("none"), metadata, {})
+
+
+def test_ids_and_kinds_of_tokens_are_read():
+    found = gguf_tokenizer(file_of(padding_token_id=1, eot_token_id=1))
+    assert (found.bos, found.eos, found.pad, found.stops) == (0, 0, 1, (0, 1))
+    assert dict(found.special) == {"<end>": 0, "<pad>": 1}
+    assert found.encode("<tool>") == [found.vocab_size - 1]
+    assert len(found.encode("<end>")) == 5 and len(found.encode("th")) == 1
+    assert found.chat_template is None
+
+
+def test_without_kinds_every_token_is_text():
+    assert not gguf_tokenizer(file_of(token_type=...)).special
+
+
+@pytest.mark.parametrize("pre", PRE)
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_come_back_however_they_are_cut(pre, text):
+    found = gguf_tokenizer(file_of(pre=pre))
+    composed = text.replace("e\u0301", "é") if pre == "qwen2" else text
+    assert found.decode(found.encode(text)) == composed
+
+
+def words(pre: str, text: str) -> list[str]:
+    return [word for word, _ in PRE[pre]().pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_qwen_and_llama_texts_are_cut_as_the_reference_cuts_them(text):
+    qwen = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+    convert = pytest.importorskip("transformers.convert_slow_tokenizer")
+    patterns = {
+        "qwen2": qwen.PRETOKENIZE_REGEX,
+        "llama-bpe": convert.TikTokenConverter(vocab_file=None).pattern,
+    }
+    cuts = []
+    for pre, pattern in patterns.items():
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        expected = pre_tokenizers.Sequence([split, last]).pre_tokenize_str(text)
+        cuts.append(words(pre, text))
+        assert cuts[-1] == [word for word, _ in expected]
+    assert cuts[0] != cuts[1]  # numbers: one digit, or three
+
+
+def test_smollm_sets_every_digit_apart():
+    assert words("smollm", "in 1969, x12") == ["in", "Ġ", "1", "9", "6", "9", ",", "Ġx", "1", "2"]
+    assert words("gpt-2", "in 1969") == ["in", "Ġ1969"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model": "llama"}, "model"),
+        ({"model": ...}, "model"),
+        ({"pre": "tekken"}, "pre"),
+        ({"pre": ...}, "pre"),
+        ({"add_space_prefix": True}, "add_space_prefix"),
+        ({"tokens": ...}, "tokens"),
+        ({"merges": ...}, "merges"),
+        ({"merges": ["th"]}, "merges"),
+        ({"merges": ["t none"]}, "merges"),
+        ({"eos_token_id": ...}, "eos_token_id"),
+        ({"eos_token_id": 99999}, "eos_token_id"),
+        ({"bos_token_id": -1}, "bos_token_id"),
+        ({"padding_token_id": "<pad>"}, "padding_token_id"),
+    ],
+)
+def test_what_is_not_supported_is_one_line_that_names_the_key(changes, key):
+    with pytest.raises(ConfigError) as error:
+        gguf_tokenizer(file_of(**changes))
+    assert error.value.field == f"GGUF: tokenizer.ggml.{key}"
+    assert "\n" not in str(error.value)
