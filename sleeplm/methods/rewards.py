@@ -5,8 +5,8 @@ Dimension letters: B batch, L and M lengths, D model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +82,18 @@ def imitation_reward(r_sem: Array, r_abs: Array, gamma: float | Array) -> Array:
     return (gamma * r_sem + (1.0 - gamma) * r_abs).astype(jnp.float32)
 
 
+#: What of a night's batch a judge sees, as ``variables[name]``: the weights of a model of its own,
+#: and which learner of those side by side it judges, where each has a tokenizer of its own.
+JUDGE, READER = "judge", "reader"
+
+
 class Judge(Protocol):
     """r_sem of Eq. 3: do a candidate and its reference mean the same?
 
     ``candidate`` is int [B, L], ``reference`` int [B, M]; the masks, of the same shapes, are true
     on the tokens to be judged, wherever in the row they stand. ``variables`` are those of the
-    model, for a judge that wants to ask it. Returns float32 [B], each 0 or 1.
+    model, for a judge that wants to ask it, and what :func:`brief` adds. Returns float32
+    [B], each 0 or 1.
     """
 
     def __call__(
@@ -100,7 +106,12 @@ class Judge(Protocol):
     ) -> Array: ...
 
 
-def _before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
+def brief(variables: Variables, batch: Mapping[str, Any]) -> Variables:
+    """The variables, with what the night's batch brings for a judge (:data:`JUDGE`, `READER`)."""
+    return {**variables, **{name: batch[name] for name in (JUDGE, READER) if name in batch}}
+
+
+def before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
     """Masked tokens before the first masked ``eos``, moved to the left, and how many they are."""
     mask = mask.astype(bool)
     ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
@@ -147,8 +158,8 @@ def exact_match_judge(eos: int, tail: int | None = None) -> Judge:
         del variables
         width = max(candidate.shape[1], reference.shape[1])
         width = width if tail is None else tail
-        ours, our_count = _last(*_before_eos(candidate, candidate_mask, eos), width)
-        theirs, their_count = _last(*_before_eos(reference, reference_mask, eos), width)
+        ours, our_count = _last(*before_eos(candidate, candidate_mask, eos), width)
+        theirs, their_count = _last(*before_eos(reference, reference_mask, eos), width)
         same = jnp.all(ours == theirs, axis=1) & (our_count == their_count)
         return same.astype(jnp.float32)
 

@@ -102,7 +102,7 @@ class Encoder:
         norm = nn.LayerNorm(epsilon=c.norm_eps, use_fast_variance=False)
         x = norm.apply({"params": params["norm"]}, x)
 
-        def block(x: Array, layer: Params) -> tuple[Array, None]:
+        def block(x, layer):
             return EncoderBlock(c).apply({"params": layer}, x, mask), None
 
         x, _ = jax.lax.scan(block, x, params["blocks"])

@@ -189,7 +189,9 @@ def _may_stay(name: str) -> bool:
 def _check_pooling(root: pathlib.Path) -> None:
     for module in json.loads(_text(root, MODULES)) if (root / MODULES).exists() else []:
         kind = str(module.get("type", "")).rpartition(".")[2]
-        checks.require(kind in KINDS, f"{MODULES}: type", kind, f"must be one of {', '.join(KINDS)}")
+        checks.require(
+            kind in KINDS, f"{MODULES}: type", kind, f"must be one of {', '.join(KINDS)}"
+        )
     for key, value in (_read(root, POOLING) if (root / POOLING).exists() else {}).items():
         if key.startswith("pooling_mode_"):
             remedy = "the mean of all pieces is supported, and nothing beside it"

@@ -1,0 +1,295 @@
+"""Judges that read text: rows become sentences on the host, in one call an extraction.
+
+The call depends on what was written and on nothing else, so that the device can go on with the
+teacher's reading of the same rows meanwhile.
+
+Dimension letters: B rows, L and M their lengths, P different sentences, T word pieces, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleeplm.core import checks
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import Array, Params, Variables
+from sleeplm.methods.rewards import JUDGE, READER, Judge, before_eos
+from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
+
+#: ``decode``: rows of tokens to their texts, special tokens left out.
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+#: Sentences that stand in memory at once: those that there are, up to the next multiple, cost.
+CHUNK = 32
+
+
+def text_judge(
+    same: Callable[[list[str], list[str]], Sequence[bool]],
+    decode: Decode | Sequence[Decode],
+    *,
+    eos: int = 2,
+    context: bool = True,
+) -> Judge:
+    """A judge that is a function of texts on the host, such as a language model behind an API.
+
+    Args:
+      same: ``(candidates, references) -> bool of each``; asked once an extraction, for every
+        different pair that is not equal and not half empty.
+      decode, eos, context: see :func:`semantic_judge`.
+    """
+
+    def host(rows: Rows, reader: int) -> np.ndarray:
+        pairs, which, verdict = _pairs(rows, _decoder(decode, reader))
+        if pairs:
+            found = np.asarray(same(*map(list, zip(*pairs, strict=True))), np.float32)
+            verdict = np.where(which >= 0, found[which], verdict)
+        return verdict
+
+    def judge(
+        variables: Variables,
+        candidate: Array,
+        candidate_mask: Array,
+        reference: Array,
+        reference_mask: Array,
+    ) -> Array:
+        ours = _sentences(candidate, candidate_mask, eos, context)
+        theirs = _sentences(reference, reference_mask, eos, context)
+        shape = jax.ShapeDtypeStruct(candidate.shape[:1], jnp.float32)
+        return _ask(host, shape, variables, ours, theirs)
+
+    return judge
+
+
+def semantic_judge(
+    encoder: SentenceEncoder,
+    decode: Decode | Sequence[Decode],
+    threshold: float,
+    *,
+    length: int = 64,
+    eos: int = 2,
+    context: bool = True,
+) -> Judge:
+    """r_sem of Eq. 3 by a frozen sentence encoder: a cosine of at least ``threshold``.
+
+    Equal texts mean the same, whatever the threshold, and are not embedded; two empty ones do,
+    an empty one means nothing else. Every different sentence is embedded once, in as many chunks
+    of :data:`CHUNK` as there are, so that the judge gets cheaper the more a student agrees.
+
+    The encoder's weights come with the night's batch, ``batch["judge"] = encoder.params``: they
+    are no part of the learner (no checkpoint holds them), and as constants of every compiled
+    night they would stand in memory once for each program.
+
+    Args:
+      decode: ``rows of tokens -> texts``, or one such function for each learner, of which
+        ``batch["reader"]`` says the number.
+      threshold: in [-1, 1]; docs/judge.md has how it was calibrated.
+      length: T, word pieces of a sentence; longer ones are cut. Cost grows with it.
+      eos: end-of-text token; what follows the first one is ignored.
+      context: sentences begin with what stands before the judged tokens in the row. Without it
+        only the judged tokens are compared, which may begin amid a word.
+
+    Raises:
+      ConfigError: ``threshold`` outside of [-1, 1], or ``length`` that the encoder cannot read;
+        when it is traced, a batch without weights.
+    """
+    checks.in_range("threshold", threshold, -1, 1)
+    checks.positive_integer("length", length)
+    checks.require(length >= 3, "length", length, "leave room for [CLS], a word and [SEP]")
+    length = min(length, encoder.max_len)
+
+    def host(rows: Rows, reader: int) -> Reading:
+        return _read(encoder, rows, _decoder(decode, reader), length)
+
+    def judge(
+        variables: Variables,
+        candidate: Array,
+        candidate_mask: Array,
+        reference: Array,
+        reference_mask: Array,
+    ) -> Array:
+        weights = variables.get(JUDGE) if variables else None
+        if weights is None:
+            raise ConfigError(f"batch.{JUDGE}", None, "give the encoder's weights: encoder.params")
+        ours = _sentences(candidate, candidate_mask, eos, context)
+        theirs = _sentences(reference, reference_mask, eos, context)
+        shapes = _shapes(candidate.shape[0], length)
+        reading: Reading = _ask(host, shapes, variables, ours, theirs)
+        vectors = _embed_used(encoder.encoder, weights, reading)
+        cosine = jnp.sum(vectors[reading.ours] * vectors[reading.theirs], axis=1)
+        verdict = (cosine >= threshold - 1e-6).astype(jnp.float32)
+        return jnp.where(reading.known >= 0, reading.known, verdict)
+
+    return judge
+
+
+def similarity(
+    encoder: SentenceEncoder, said: Sequence[str], expected: Sequence[str], batch: int = 64
+) -> np.ndarray:
+    """How alike pairs of texts are: cosines, float32 [N], for evaluations of any size.
+
+    Different texts are embedded once, shortest first, in batches padded to a multiple of 16 word
+    pieces: a few shapes, few of them padding.
+
+    Raises:
+      ConfigError: lists of different lengths.
+    """
+    checks.require(len(said) == len(expected), "expected", len(expected), f"give {len(said)} texts")
+    if not said:
+        return np.zeros(0, np.float32)
+    texts = sorted({*said, *expected})
+    pieces = encoder.pieces(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
+    vectors = np.zeros((len(texts), encoder.encoder.config.d_model), np.float32)
+    for first in range(0, len(order), batch):
+        some = order[first : first + batch]
+        width = min(-(-len(pieces[some[-1]]) // 16) * 16, encoder.max_len)
+        rows, length = padded([pieces[i] for i in some], width)
+        fill = ((0, batch - len(some)), (0, 0))
+        found = _embed(
+            encoder.encoder, encoder.params, np.pad(rows, fill), np.pad(length, fill[:1])
+        )
+        vectors[some] = np.asarray(found)[: len(some)]
+    at = {text: i for i, text in enumerate(texts)}
+    ours, theirs = ([at[text] for text in side] for side in (said, expected))
+    return np.sum(vectors[ours] * vectors[theirs], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(encoder: Encoder, params: Params, pieces: Array, length: Array) -> Array:
+    return encoder.embed(params, pieces, length)
+
+
+# --- on the host -----------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """What is judged, as the host gets it: tokens [B, L] and [B, M], and how many count, [B]."""
+
+    ours: np.ndarray
+    our_length: np.ndarray
+    theirs: np.ndarray
+    their_length: np.ndarray
+
+
+class Reading(NamedTuple):
+    """What the host makes of B pairs: P = 2 B rounded up to chunks is room for the worst case.
+
+    Attributes:
+      pieces: int32 [P, T]; length: int32 [P]; used: int32, how many sentences there are.
+      ours, theirs: int32 [B], which sentence.
+      known: float32 [B], the verdict where none is needed (equal, or one is empty), else -1.
+    """
+
+    pieces: Any
+    length: Any
+    used: Any
+    ours: Any
+    theirs: Any
+    known: Any
+
+
+def _shapes(rows: int, length: int) -> Reading:
+    room = -(-2 * rows // CHUNK) * CHUNK
+    sizes = ((room, length), (room,), (), (rows,), (rows,))
+    whole = [jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes]
+    return Reading._make([*whole, jax.ShapeDtypeStruct((rows,), jnp.float32)])
+
+
+def _decoder(decode: Decode | Sequence[Decode], reader: int) -> Decode:
+    return decode if callable(decode) else decode[reader]
+
+
+def _pairs(rows: Rows, decode: Decode) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
+    """The different pairs of texts to ask about, each row's place there or -1, and its verdict."""
+    keys = [
+        [tuple(row[:n]) for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
+        for tokens, length in ((rows.ours, rows.our_length), (rows.theirs, rows.their_length))
+    ]
+    different = list({key: None for side in keys for key in side})
+    texts = dict(zip(different, decode(different), strict=True))
+    pairs: dict[tuple[str, str], int] = {}
+    which = np.full(len(keys[0]), -1, np.int32)
+    verdict = np.zeros(len(keys[0]), np.float32)
+    for i, (a, b) in enumerate(zip(*keys, strict=True)):
+        pair = (texts[a].strip(), texts[b].strip())
+        if pair[0] == pair[1]:
+            verdict[i] = 1.0
+        elif all(pair):
+            which[i] = pairs.setdefault(pair, len(pairs))
+    return list(pairs), which, verdict
+
+
+def _read(encoder: SentenceEncoder, rows: Rows, decode: Decode, width: int) -> Reading:
+    pairs, which, verdict = _pairs(rows, decode)
+    texts = {text: i for i, text in enumerate(dict.fromkeys(t for pair in pairs for t in pair))}
+    out = Reading(*(np.zeros(s.shape, s.dtype) for s in _shapes(len(which), width)))
+    if not texts:
+        return out._replace(known=verdict)
+    pieces, length = padded(encoder.pieces(list(texts)), width)
+    out.pieces[: len(texts)], out.length[: len(texts)] = pieces, length
+    ends = np.asarray([[texts[text] for text in pair] for pair in pairs], np.int32)
+    asked = which >= 0
+    ours, theirs = (np.where(asked, ends[which, side], 0).astype(np.int32) for side in (0, 1))
+    known = np.where(asked, -1, verdict).astype(np.float32)
+    return out._replace(used=np.int32(len(texts)), ours=ours, theirs=theirs, known=known)
+
+
+# --- on the device ---------------------------------------------------------------------------
+
+
+def _sentences(tokens: Array, mask: Array, eos: int, context: bool) -> tuple[Array, Array]:
+    """The tokens to read of each row, moved to the left, and how many they are."""
+    mask = mask.astype(bool)
+    if context:
+        # Up to the last judged token; nothing of a row of which nothing is judged.
+        mask = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
+    return before_eos(tokens, mask, eos)
+
+
+def _ask(
+    host: Callable[[Rows, int], Any],
+    shapes: Any,
+    variables: Variables,
+    ours: tuple[Array, Array],
+    theirs: tuple[Array, Array],
+) -> Any:
+    """What the host says of the rows; learners that are mapped over come in one call."""
+
+    def answer(reader: Any, *arrays: Any) -> Any:
+        readers, rows = np.asarray(reader), [np.asarray(x) for x in arrays]
+        front = readers.shape
+        if not front:
+            return host(Rows(*rows), int(readers))
+        flat = [x.reshape(-1, *x.shape[len(front) :]) for x in rows]
+        each = [
+            host(Rows(*(x[i] for x in flat)), int(number))
+            for i, number in enumerate(readers.reshape(-1))
+        ]
+        return jax.tree.map(lambda *x: np.stack(x).reshape(*front, *x[0].shape), *each)
+
+    reader = jnp.asarray((variables or {}).get(READER, 0), jnp.int32)
+    return jax.pure_callback(answer, shapes, reader, *ours, *theirs, vmap_method="broadcast_all")
+
+
+def _embed_used(encoder: Encoder, weights: Params, reading: Reading) -> Array:
+    """Vectors of the sentences that there are, [P, D]; zeros beyond their last chunk."""
+
+    def embed(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        i, vectors = carry
+        pieces, length = (
+            jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK)
+            for x in (reading.pieces, reading.length)
+        )
+        found = encoder.embed(weights, pieces, length)
+        return i + 1, jax.lax.dynamic_update_slice_in_dim(vectors, found, i * CHUNK, 0)
+
+    # The zeros of the reading give the carry its device-varying type inside shard_map.
+    none = 0.0 * reading.used.astype(jnp.float32)
+    vectors = jnp.zeros((len(reading.length), encoder.config.d_model)) + none
+    start = (0 * reading.used, vectors)
+    return jax.lax.while_loop(lambda carry: carry[0] * CHUNK < reading.used, embed, start)[1]
