@@ -8,7 +8,6 @@ errors are counted on the other half.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,17 +77,14 @@ def pairs_of(
 def _wordings(world: World, name: str, bare: bool) -> list[str]:
     relation = world.relations[name]
     every = relation.statements + relation.held_out_statements
-    return [w.removeprefix("{s}") for w in every if not bare or w.startswith("{s}")]\
-        if bare else list(every)  # fmt: skip
+    return [w.removeprefix("{s}") for w in every if w.startswith("{s}")] if bare else list(every)
 
 
 def _tell(wording: str, fact: Fact) -> str:
     return wording.replace("{s}", fact.subject).replace("{v}", fact.value).strip()
 
 
-def cosines(
-    encoder: SentenceEncoder, pairs: Mapping[str, Sequence[Pair]]
-) -> dict[str, np.ndarray]:
+def cosines(encoder: SentenceEncoder, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, np.ndarray]:
     """float32 cosine of every pair, by kind."""
     flat = [pair for kind in pairs for pair in pairs[kind]]
     found = similarity(encoder, [a for a, _ in flat], [b for _, b in flat])
@@ -182,4 +178,4 @@ def _table(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -26,6 +26,8 @@ from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 #: Sentences that stand in memory at once: those that there are, up to the next multiple, cost.
 CHUNK = 32
+#: Calibrated for all-MiniLM-L6-v2 on whole sentences, see docs/judge.md and its error rates.
+THRESHOLD = 0.77
 
 
 def text_judge(
@@ -68,7 +70,7 @@ def text_judge(
 def semantic_judge(
     encoder: SentenceEncoder,
     decode: Decode | Sequence[Decode],
-    threshold: float,
+    threshold: float = THRESHOLD,
     *,
     length: int = 64,
     eos: int = 2,
@@ -226,11 +228,15 @@ def _pairs(rows: Rows, decode: Decode) -> tuple[list[tuple[str, str]], np.ndarra
 
 def _read(encoder: SentenceEncoder, rows: Rows, decode: Decode, width: int) -> Reading:
     pairs, which, verdict = _pairs(rows, decode)
-    texts = {text: i for i, text in enumerate(dict.fromkeys(t for pair in pairs for t in pair))}
+    different = list(dict.fromkeys(text for pair in pairs for text in pair))
     out = Reading(*(np.zeros(s.shape, s.dtype) for s in _shapes(len(which), width)))
-    if not texts:
+    if not different:
         return out._replace(known=verdict)
-    pieces, length = padded(encoder.pieces(list(texts)), width)
+    rows_of = sorted(
+        zip(encoder.pieces(different), different, strict=True), key=lambda x: len(x[0])
+    )
+    texts = {text: i for i, (_, text) in enumerate(rows_of)}
+    pieces, length = padded([row for row, _ in rows_of], width)
     out.pieces[: len(texts)], out.length[: len(texts)] = pieces, length
     ends = np.asarray([[texts[text] for text in pair] for pair in pairs], np.int32)
     asked = which >= 0
@@ -249,6 +255,14 @@ def _sentences(tokens: Array, mask: Array, eos: int, context: bool) -> tuple[Arr
         # Up to the last judged token; nothing of a row of which nothing is judged.
         mask = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
     return before_eos(tokens, mask, eos)
+
+
+def _widths(length: int) -> list[int]:
+    """Word pieces that a chunk may have room for: 16, twice as many, and so on up to all."""
+    widths = [length]
+    while widths[0] > 16:
+        widths.insert(0, max(-(-widths[0] // 2), 16))
+    return widths
 
 
 def _ask(
@@ -277,7 +291,12 @@ def _ask(
 
 
 def _embed_used(encoder: Encoder, weights: Params, reading: Reading) -> Array:
-    """Vectors of the sentences that there are, [P, D]; zeros beyond their last chunk."""
+    """Vectors of the sentences that there are, [P, D]; zeros beyond their last chunk.
+
+    Sentences come shortest first, so that most chunks need a part of the room for pieces only.
+    """
+    widths = _widths(reading.pieces.shape[1])
+    ways = [lambda p, n, w=w: encoder.embed(weights, p[:, :w], n) for w in widths]
 
     def embed(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         i, vectors = carry
@@ -285,7 +304,8 @@ def _embed_used(encoder: Encoder, weights: Params, reading: Reading) -> Array:
             jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK)
             for x in (reading.pieces, reading.length)
         )
-        found = encoder.embed(weights, pieces, length)
+        which = jnp.sum(jnp.max(length) > jnp.asarray(widths[:-1], jnp.int32))
+        found = jax.lax.switch(which, ways, pieces, length)
         return i + 1, jax.lax.dynamic_update_slice_in_dim(vectors, found, i * CHUNK, 0)
 
     # The zeros of the reading give the carry its device-varying type inside shard_map.
