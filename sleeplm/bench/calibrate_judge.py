@@ -8,6 +8,7 @@ errors are counted on the other half.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -131,6 +132,19 @@ def near(encoder: SentenceEncoder, pairs: Sequence[Pair], z0: int = Z0) -> np.nd
     return np.asarray([distance(a, b) <= z0 for a, b in zip(*sides, strict=True)])
 
 
+def names_agree(a: str, b: str) -> bool:
+    """Whether each text has every number and capitalised word of the other.
+
+    The first word does not count as capitalised: it is, whatever it is.
+    """
+    words = [re.findall(r"[^\W_]+", text) for text in (a, b)]
+
+    def names(some: list[str]) -> set[str]:
+        return {w for i, w in enumerate(some) if re.search(r"\d", w) or (i and w[0].isupper())}
+
+    return names(words[0]) <= set(words[1]) and names(words[1]) <= set(words[0])
+
+
 def main() -> None:
     """Prints rates of acceptance by threshold and kind, for both halves of the relations."""
     encoder = minilm()
@@ -170,11 +184,15 @@ def _table(
     for at in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98):
         line(f"accepted {at}", accepted(scores, at))
     line(f"chosen {threshold}", accepted(scores, threshold))
-    both = {
-        kind: float(((score >= threshold) & near(encoder, pairs[kind])).mean())
-        for kind, score in scores.items()
+    rules = {
+        f"and z <= {Z0}": {kind: near(encoder, pairs[kind]) for kind in scores},
+        "and same names": {
+            kind: np.asarray([names_agree(*pair) for pair in pairs[kind]]) for kind in scores
+        },
     }
-    line(f"and z <= {Z0}", both)
+    for title, holds in rules.items():
+        both = {kind: (score >= threshold) & holds[kind] for kind, score in scores.items()}
+        line(title, {kind: float(one.mean()) for kind, one in both.items()})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sleeplm.core.types import Array, State
 from sleeplm.data.atlas import atlas
 from sleeplm.data.facts import statements
 from sleeplm.data.text import train_tokenizer
-from sleeplm.methods.judges import THRESHOLD, semantic_judge
+from sleeplm.methods.judges import SemanticJudge, semantic_judge
 from sleeplm.methods.learner import learner
 from sleeplm.methods.rewards import Judge, exact_match_judge
 from sleeplm.methods.sleep import teachings
@@ -50,16 +50,15 @@ def main(width: int = 0) -> None:
     batch = {
         "rows": jnp.asarray(rows.reshape(config.sleep.inner, -1)),
         "today": jnp.int32(0),
-        "judge": encoder.params,
     }
     judges = {
         "exact": exact_match_judge(eos=2),
-        "minilm": semantic_judge(encoder, tokenizer.decode_batch, THRESHOLD),
+        "minilm": semantic_judge(encoder, tokenizer.decode_batch),
     }
     print(f"D = {config.model.d_model}: {rows.size} continuations an extraction")
-    ways = {name: _extraction(model, config.sleep, judge) for name, judge in judges.items()}
+    ways = {name: _extraction(model, config.sleep, batch, judges[name]) for name in judges}
     for title, temperature in (("all texts differ", 1.0), ("all texts agree", 0.0)):
-        seconds = interleaved(ways, state, batch, temperature)
+        seconds = interleaved(ways, state, temperature)
         exact, ours = (float(np.median(seconds[name])) for name in judges)
         print(
             f"{title}: exact {exact:.3f} s, minilm {ours:.3f} s (medians of {ROUNDS}): "
@@ -68,26 +67,29 @@ def main(width: int = 0) -> None:
     _alone(encoder, judges["minilm"], tokenizer.decode_batch, rows.size, config)
 
 
-def _extraction(model: Model, sleep: Any, judge: Judge) -> Callable:
+def _extraction(model: Model, sleep: Any, batch: Any, judge: Judge) -> Callable:
     sender, receiver = (level.name for level in model.config.levels)
 
     def run(state: State, batch: Any, key: Array, temperature: Any):
         asked = dataclasses.replace(sleep, temperature=temperature)
-        extract = teachings(model, asked, (sender, receiver), sleep.teachers, None, judge)
+        extract = teachings(model, asked, (sender, receiver), sleep.teachers, None)
         return extract.extract(state.variables, extract.init(state.params, key), batch, key)[0]
 
-    return jax.jit(run)
+    compiled = jax.jit(run)
+    if isinstance(judge, SemanticJudge):
+        batch = {**batch, "judge": judge}
+    return lambda state, *rest: compiled(state, batch, *rest)
 
 
 def interleaved(
-    ways: dict[str, Callable], state: State, batch: Any, temperature: float
+    ways: dict[str, Callable], state: State, temperature: float
 ) -> dict[str, list[float]]:
     """Seconds of every way, turn by turn; the first turn compiles and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, run in ways.items():
             began = time.perf_counter()
-            jax.block_until_ready(run(state, batch, jax.random.key(turn), temperature))
+            jax.block_until_ready(run(state, jax.random.key(turn), temperature))
             if turn:
                 seconds[name].append(time.perf_counter() - began)
             elif temperature:
@@ -104,11 +106,11 @@ def _alone(
     told = np.repeat(random.integers(3, config.model.vocab_size, shape), config.sleep.group, 0)
     own = random.integers(3, config.model.vocab_size, (rows, length))
     mask = np.ones((rows, length), bool)
-    run = jax.jit(lambda weights, *x: judge({"judge": weights}, *x))
+    run = jax.jit(lambda judge, *x: judge({}, *x))
     whole, host = [], []
     for turn in range(ROUNDS + 1):
         began = time.perf_counter()
-        jax.block_until_ready(run(encoder.params, own, mask, told, mask))
+        jax.block_until_ready(run(judge, own, mask, told, mask))
         whole.append(time.perf_counter() - began)
         began = time.perf_counter()
         encoder.pieces(decode([*own.tolist(), *told[:: config.sleep.group].tolist()]))

@@ -8,6 +8,7 @@ Dimension letters: B rows, L and M their lengths, P different sentences, T word 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core import checks
-from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Array, Params, Variables
-from sleeplm.methods.rewards import JUDGE, READER, Judge, before_eos
+from sleeplm.methods.rewards import Judge, before_eos
 from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
 
 #: ``decode``: rows of tokens to their texts, special tokens left out.
@@ -67,6 +67,43 @@ def text_judge(
     return judge
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SemanticJudge:
+    """A judge and its model, see :func:`semantic_judge`; a pytree whose leaves are the weights."""
+
+    params: Params
+    encoder: Encoder = dataclasses.field(metadata={"static": True})
+    pieces: Callable[[Sequence[str]], list[list[int]]] = dataclasses.field(
+        metadata={"static": True}
+    )
+    decode: Decode | tuple[Decode, ...] = dataclasses.field(metadata={"static": True})
+    threshold: float = dataclasses.field(metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+    eos: int = dataclasses.field(metadata={"static": True})
+    context: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self,
+        variables: Variables,
+        candidate: Array,
+        candidate_mask: Array,
+        reference: Array,
+        reference_mask: Array,
+    ) -> Array:
+        def host(rows: Rows, reader: int) -> Reading:
+            return _read(self.pieces, rows, _decoder(self.decode, reader), self.length)
+
+        ours = _sentences(candidate, candidate_mask, self.eos, self.context)
+        theirs = _sentences(reference, reference_mask, self.eos, self.context)
+        shapes = _shapes(candidate.shape[0], self.length)
+        reading: Reading = _ask(host, shapes, variables, ours, theirs)
+        vectors = _embed_used(self.encoder, self.params, reading)
+        cosine = jnp.sum(vectors[reading.ours] * vectors[reading.theirs], axis=1)
+        verdict = (cosine >= self.threshold - 1e-6).astype(jnp.float32)
+        return jnp.where(reading.known >= 0, reading.known, verdict)
+
+
 def semantic_judge(
     encoder: SentenceEncoder,
     decode: Decode | Sequence[Decode],
@@ -75,58 +112,42 @@ def semantic_judge(
     length: int = 64,
     eos: int = 2,
     context: bool = True,
-) -> Judge:
+) -> SemanticJudge:
     """r_sem of Eq. 3 by a frozen sentence encoder: a cosine of at least ``threshold``.
 
     Equal texts mean the same, whatever the threshold, and are not embedded; two empty ones do,
     an empty one means nothing else. Every different sentence is embedded once, in as many chunks
     of :data:`CHUNK` as there are, so that the judge gets cheaper the more a student agrees.
 
-    The encoder's weights come with the night's batch, ``batch["judge"] = encoder.params``: they
-    are no part of the learner (no checkpoint holds them), and as constants of every compiled
-    night they would stand in memory once for each program.
+    It comes with the night's batch, ``batch["judge"]``: its weights are no part of the learner (no
+    checkpoint holds them), and an argument of the compiled night. Called from a function that
+    closes over it, they become constants of that program instead, twice their size to compile.
 
     Args:
       decode: ``rows of tokens -> texts``, or one such function for each learner, of which
         ``batch["reader"]`` says the number.
-      threshold: in [-1, 1]; docs/judge.md has how it was calibrated.
-      length: T, word pieces of a sentence; longer ones are cut. Cost grows with it.
+      threshold: in [-1, 1]; docs/judge.md has how the default was calibrated.
+      length: T, word pieces of a sentence; longer ones are cut.
       eos: end-of-text token; what follows the first one is ignored.
       context: sentences begin with what stands before the judged tokens in the row. Without it
         only the judged tokens are compared, which may begin amid a word.
 
     Raises:
-      ConfigError: ``threshold`` outside of [-1, 1], or ``length`` that the encoder cannot read;
-        when it is traced, a batch without weights.
+      ConfigError: ``threshold`` outside of [-1, 1], or ``length`` below 3.
     """
     checks.in_range("threshold", threshold, -1, 1)
     checks.positive_integer("length", length)
     checks.require(length >= 3, "length", length, "leave room for [CLS], a word and [SEP]")
-    length = min(length, encoder.max_len)
-
-    def host(rows: Rows, reader: int) -> Reading:
-        return _read(encoder, rows, _decoder(decode, reader), length)
-
-    def judge(
-        variables: Variables,
-        candidate: Array,
-        candidate_mask: Array,
-        reference: Array,
-        reference_mask: Array,
-    ) -> Array:
-        weights = variables.get(JUDGE) if variables else None
-        if weights is None:
-            raise ConfigError(f"batch.{JUDGE}", None, "give the encoder's weights: encoder.params")
-        ours = _sentences(candidate, candidate_mask, eos, context)
-        theirs = _sentences(reference, reference_mask, eos, context)
-        shapes = _shapes(candidate.shape[0], length)
-        reading: Reading = _ask(host, shapes, variables, ours, theirs)
-        vectors = _embed_used(encoder.encoder, weights, reading)
-        cosine = jnp.sum(vectors[reading.ours] * vectors[reading.theirs], axis=1)
-        verdict = (cosine >= threshold - 1e-6).astype(jnp.float32)
-        return jnp.where(reading.known >= 0, reading.known, verdict)
-
-    return judge
+    return SemanticJudge(
+        params=encoder.params,
+        encoder=encoder.encoder,
+        pieces=encoder.pieces,
+        decode=decode if callable(decode) else tuple(decode),
+        threshold=float(threshold),
+        length=min(length, encoder.max_len),
+        eos=eos,
+        context=context,
+    )
 
 
 def similarity(
@@ -226,15 +247,15 @@ def _pairs(rows: Rows, decode: Decode) -> tuple[list[tuple[str, str]], np.ndarra
     return list(pairs), which, verdict
 
 
-def _read(encoder: SentenceEncoder, rows: Rows, decode: Decode, width: int) -> Reading:
+def _read(
+    pieces_of: Callable[[Sequence[str]], list[list[int]]], rows: Rows, decode: Decode, width: int
+) -> Reading:
     pairs, which, verdict = _pairs(rows, decode)
     different = list(dict.fromkeys(text for pair in pairs for text in pair))
     out = Reading(*(np.zeros(s.shape, s.dtype) for s in _shapes(len(which), width)))
     if not different:
         return out._replace(known=verdict)
-    rows_of = sorted(
-        zip(encoder.pieces(different), different, strict=True), key=lambda x: len(x[0])
-    )
+    rows_of = sorted(zip(pieces_of(different), different, strict=True), key=lambda x: len(x[0]))
     texts = {text: i for i, (_, text) in enumerate(rows_of)}
     pieces, length = padded([row for row, _ in rows_of], width)
     out.pieces[: len(texts)], out.length[: len(texts)] = pieces, length
@@ -286,7 +307,7 @@ def _ask(
         ]
         return jax.tree.map(lambda *x: np.stack(x).reshape(*front, *x[0].shape), *each)
 
-    reader = jnp.asarray((variables or {}).get(READER, 0), jnp.int32)
+    reader = jnp.asarray((variables or {}).get("reader", 0), jnp.int32)
     return jax.pure_callback(answer, shapes, reader, *ours, *theirs, vmap_method="broadcast_all")
 
 

@@ -82,18 +82,13 @@ def imitation_reward(r_sem: Array, r_abs: Array, gamma: float | Array) -> Array:
     return (gamma * r_sem + (1.0 - gamma) * r_abs).astype(jnp.float32)
 
 
-#: What of a night's batch a judge sees, as ``variables[name]``: the weights of a model of its own,
-#: and which learner of those side by side it judges, where each has a tokenizer of its own.
-JUDGE, READER = "judge", "reader"
-
-
 class Judge(Protocol):
     """r_sem of Eq. 3: do a candidate and its reference mean the same?
 
     ``candidate`` is int [B, L], ``reference`` int [B, M]; the masks, of the same shapes, are true
     on the tokens to be judged, wherever in the row they stand. ``variables`` are those of the
-    model, for a judge that wants to ask it, and what :func:`brief` adds. Returns float32
-    [B], each 0 or 1.
+    model, for a judge that wants to ask it, and ``"reader"`` of the batch (:func:`ask`). Returns
+    float32 [B], each 0 or 1.
     """
 
     def __call__(
@@ -106,9 +101,28 @@ class Judge(Protocol):
     ) -> Array: ...
 
 
-def brief(variables: Variables, batch: Mapping[str, Any]) -> Variables:
-    """The variables, with what the night's batch brings for a judge (:data:`JUDGE`, `READER`)."""
-    return {**variables, **{name: batch[name] for name in (JUDGE, READER) if name in batch}}
+def ask(
+    judge: Judge,
+    variables: Variables,
+    batch: Mapping[str, Any],
+    candidate: Array,
+    candidate_mask: Array,
+    reference: Array,
+    reference_mask: Array,
+) -> Array:
+    """r_sem by the judge that the night's batch brings as ``batch["judge"]``, else by ``judge``.
+
+    A judge with weights of its own comes with the batch, as a pytree: its weights are then an
+    argument of the compiled night, and no part of the program or of the learner. Where learners
+    side by side have tokenizers of their own, ``batch["reader"]`` says which one is judged.
+
+    Returns:
+      float32 [B], each 0 or 1, see :class:`Judge`.
+    """
+    if "reader" in batch:
+        variables = {**variables, "reader": batch["reader"]}
+    judge = batch.get("judge", judge)
+    return judge(variables, candidate, candidate_mask, reference, reference_mask)
 
 
 def before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:

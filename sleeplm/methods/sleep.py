@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sleeplm.core import checks, tree
+from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
@@ -245,19 +246,23 @@ def teachings(
 def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
     """The semantic judge that the configuration names.
 
-    Raises:
-      ConfigError: one that reads text: it needs a tokenizer, which a night does not have.
+    One that reads text needs a tokenizer, which a night does not have: it comes with the batch.
     """
     if config.judge == "exact":
         return exact_match_judge(eos=2)
-    remedy = "reads text: give the night judge=semantic_judge(minilm(), decode, threshold)"
-    checks.require(config.judge == "cosine", "sleep.judge", config.judge, remedy)
+    if config.judge == "minilm":
+        return _nobody
 
     def embed(variables, tokens: Array, mask: Array) -> Array:
         start = teacher_variables(variables, *pair, "origin")
         return mean_pool(model.hidden(start, tokens), mask)
 
     return cosine_judge(embed, config.judge_threshold)
+
+
+def _nobody(variables, candidate, candidate_mask, reference, reference_mask):
+    remedy = "reads text: bring it as batch['judge'] = semantic_judge(minilm(), decode)"
+    raise ConfigError("sleep.judge", "minilm", remedy)
 
 
 def fall_asleep(state: State, pair: tuple[str, str], slot: Array, updates: Array | int) -> State:
