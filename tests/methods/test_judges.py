@@ -39,22 +39,20 @@ def rows(texts, width=12):
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
-def random_texts(seed, count, longest=9):
+def random_texts(seed, count, lengths=(2, 5, 9)):
     random = np.random.default_rng(seed)
-    return [
-        " ".join(random.choice(WORDS[3:], random.integers(1, longest + 1))) for _ in range(count)
-    ]
+    return [" ".join(random.choice(WORDS[3:], random.choice(lengths))) for _ in range(count)]
 
 
 def by_hand(encoder, said, expected):
     """Cosines of one sentence at a time, without padding."""
+    run = jax.jit(encoder.encoder.embed)
 
     def embed(text):
         (row,) = encoder.pieces([text])
-        x = jnp.asarray([row], jnp.int32)
-        return np.asarray(encoder.encoder.embed(encoder.params, x, jnp.asarray([len(row)])))[0]
+        return np.asarray(run(encoder.params, np.asarray([row], np.int32), np.asarray([len(row)])))
 
-    return np.array([embed(a) @ embed(b) for a, b in zip(said, expected, strict=True)])
+    return np.array([float(embed(a)[0] @ embed(b)[0]) for a, b in zip(said, expected, strict=True)])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_every_different_sentence_is_read_once_in_one_call(tiny_encoder):
 
 
 def test_sentences_of_all_lengths_fill_several_chunks_and_keep_their_own_vectors(tiny_encoder):
-    said, expected = random_texts(2, 50, longest=30), random_texts(3, 50, longest=30)
+    said, expected = random_texts(2, 50, (2, 9, 20, 30)), random_texts(3, 50, (2, 20))
     cosines = by_hand(tiny_encoder, said, expected)
     assert len({*said, *expected}) > 3 * CHUNK and max(len(t.split()) for t in said) > 16
     for threshold in np.quantile(cosines, [0.2, 0.8]) + 1e-4:
@@ -221,20 +219,32 @@ def imitating(tiny):
     return life, state, batch
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """A judge that has made up its mind."""
+
+    of_rows: jax.Array
+
+    def __call__(self, variables, candidate, candidate_mask, reference, reference_mask):
+        return self.of_rows
+
+
 @pytest.mark.slow
-def test_a_night_learns_what_the_judge_that_its_batch_brings_rewards(imitating, tiny_encoder):
+def test_a_night_is_rewarded_by_the_judge_that_its_batch_brings(imitating, tiny_encoder):
     life, state, batch = imitating
     seed = jax.jit(life.rests[0].seed)
 
-    def moved(threshold):
-        """The new expert after a seeding step."""
-        judge = semantic_judge(tiny_encoder, decode, threshold)
+    def moved(judge):
         after, metrics = seed(state, {**batch, "judge": judge}, jax.random.key(4))
         assert float(metrics["skipped"][0]) == 0
         return after.params["blocks"]["levels"]["slow"]["experts"]["b"]
 
-    # Whoever accepts everything gives nobody an advantage.
-    assert np.abs(moved(-1.0) - moved(0.8)).max() > 1e-6
+    # Whoever accepts everything gives nobody in a group an advantage over the others.
+    content = moved(Verdicts(jnp.ones(16)))
+    assert np.abs(moved(Verdicts(jnp.tile(jnp.array([1.0, 0.0]), 8))) - content).max() > 1e-6
+    everything = moved(semantic_judge(tiny_encoder, decode, -1.0))
+    np.testing.assert_allclose(everything, content, atol=1e-6)
 
 
 def test_a_judge_that_reads_text_and_is_not_there_is_missed_before_anything_compiles(imitating):
@@ -261,7 +271,7 @@ def test_a_judge_of_ones_own_is_given_to_the_learner(tiny):
 
 
 def test_similarity_is_the_cosine_of_each_pair_in_batches_of_any_size(tiny_encoder):
-    said, expected = random_texts(4, 21, longest=35), random_texts(5, 21, longest=35)
+    said, expected = random_texts(4, 21, (2, 20, 35)), random_texts(5, 21, (2, 9))
     want = by_hand(tiny_encoder, said, expected)
     for batch in (4, 64):
         got = similarity(tiny_encoder, said, expected, batch)
