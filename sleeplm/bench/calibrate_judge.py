@@ -8,7 +8,6 @@ errors are counted on the other half.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,8 +15,8 @@ import numpy as np
 from sleeplm.data.atlas import atlas
 from sleeplm.data.biographies import biographies
 from sleeplm.data.facts import Fact, World
-from sleeplm.methods.judges import similarity
-from sleeplm.models.encoder import SentenceEncoder
+from sleeplm.methods.judges import names_agree
+from sleeplm.models.encoder import SentenceEncoder, similarity
 from sleeplm.pretrained.minilm import minilm
 
 #: What is paired with a statement of a fact. Only the first means the same.
@@ -132,19 +131,6 @@ def near(encoder: SentenceEncoder, pairs: Sequence[Pair], z0: int = Z0) -> np.nd
     return np.asarray([distance(a, b) <= z0 for a, b in zip(*sides, strict=True)])
 
 
-def names_agree(a: str, b: str) -> bool:
-    """Whether each text has every number and capitalised word of the other.
-
-    The first word does not count as capitalised: it is, whatever it is.
-    """
-    words = [re.findall(r"[^\W_]+", text) for text in (a, b)]
-
-    def names(some: list[str]) -> set[str]:
-        return {w for i, w in enumerate(some) if re.search(r"\d", w) or (i and w[0].isupper())}
-
-    return names(words[0]) <= set(words[1]) and names(words[1]) <= set(words[0])
-
-
 def main() -> None:
     """Prints rates of acceptance by threshold and kind, for both halves of the relations."""
     encoder = minilm()
@@ -165,6 +151,21 @@ def main() -> None:
             for name in worlds:
                 print(f"\n{title}, {name}: relations {', '.join(halves_of[name][half])}")
                 _table(encoder, found[half][name], scores[half][name], threshold)
+        if not bare:
+            _by_relation(encoder, worlds, threshold)
+
+
+def _by_relation(encoder: SentenceEncoder, worlds: Mapping[str, World], threshold: float) -> None:
+    print(f"\naccepted at {threshold}, by relation: same, value; ROC area; an example of a value")
+    for world in worlds.values():
+        for name in sorted(world.relations):
+            pairs = pairs_of(world, [name])
+            scores = cosines(encoder, {kind: pairs[kind] for kind in ("same", "value")})
+            rates = accepted(scores, threshold)
+            print(
+                f"{name:14} {rates['same']:.3f} {rates['value']:.3f}  "
+                f"{area(scores['same'], scores['value']):.3f}  {pairs['value'][0][0]}"
+            )
 
 
 def _table(

@@ -137,3 +137,40 @@ def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
         cut = [*row[: width - 1], row[-1]] if len(row) > width else row
         out[i, : len(cut)], length[i] = cut, len(cut)
     return out, length
+
+
+def similarity(
+    encoder: SentenceEncoder, said: Sequence[str], expected: Sequence[str], batch: int = 64
+) -> np.ndarray:
+    """How alike pairs of texts are: cosines, float32 [N], for evaluations of any size.
+
+    Different texts are embedded once, shortest first, in batches padded to a multiple of 16 word
+    pieces: a few shapes, few of them padding.
+
+    Raises:
+      ConfigError: lists of different lengths.
+    """
+    checks.require(len(said) == len(expected), "expected", len(expected), f"give {len(said)} texts")
+    if not said:
+        return np.zeros(0, np.float32)
+    texts = sorted({*said, *expected})
+    pieces = encoder.pieces(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
+    vectors = np.zeros((len(texts), encoder.encoder.config.d_model), np.float32)
+    for first in range(0, len(order), batch):
+        some = order[first : first + batch]
+        width = min(-(-len(pieces[some[-1]]) // 16) * 16, encoder.max_len)
+        rows, length = padded([pieces[i] for i in some], width)
+        fill = ((0, batch - len(some)), (0, 0))
+        found = _embed(
+            encoder.encoder, encoder.params, np.pad(rows, fill), np.pad(length, fill[:1])
+        )
+        vectors[some] = np.asarray(found)[: len(some)]
+    at = {text: i for i, text in enumerate(texts)}
+    ours, theirs = ([at[text] for text in side] for side in (said, expected))
+    return np.sum(vectors[ours] * vectors[theirs], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(encoder: Encoder, params: Params, pieces: Array, length: Array) -> Array:
+    return encoder.embed(params, pieces, length)

@@ -38,7 +38,8 @@ IGNORED = _keys("""
     _name_or_path name_or_path architectures attention_probs_dropout_prob hidden_dropout_prob
     classifier_dropout gradient_checkpointing initializer_range pad_token_id bos_token_id
     eos_token_id transformers_version torch_dtype dtype use_cache id2label label2id
-    output_hidden_states output_attentions
+    output_hidden_states output_attentions return_dict problem_type chunk_size_feed_forward
+    tie_word_embeddings
 """)
 #: Keys that must have this value.
 FIXED: Mapping[str, Any] = {
@@ -47,6 +48,7 @@ FIXED: Mapping[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
+    "is_encoder_decoder": False,
 }
 #: Sizes, by their name here.
 SIZES = {

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.side_by_side import for_each
 from sleeplm.methods.config import evening
-from sleeplm.methods.judges import CHUNK, semantic_judge, similarity, text_judge
+from sleeplm.methods.judges import CHUNK, names_agree, semantic_judge, text_judge
 from sleeplm.methods.rewards import ask
-from sleeplm.models.encoder import padded
+from sleeplm.models.encoder import padded, similarity
 from sleeplm.runtime.parallel import mesh
 
 EOS = 2
@@ -96,6 +96,28 @@ def test_equal_texts_mean_the_same_and_an_empty_one_nothing_else_and_nobody_embe
     got = jax.jit(lambda judge, *x: judge({}, *x))(judge, *said, *expected)
     np.testing.assert_array_equal(got, [1, 1, 0, 0, 0])
     assert sorted(asked) == ["w3 w6", "w3 w7"]
+
+
+def test_a_rule_refuses_pairs_that_the_encoder_would_accept(tiny_encoder):
+    judge = semantic_judge(
+        tiny_encoder, decode, -1.0, rule=lambda a, b: a.split()[0] == b.split()[0]
+    )
+    got = judge({}, *rows(["w3 w4", "w3 w4", "w5"]), *rows(["w3 w5", "w4 w3", "w5"]))
+    np.testing.assert_array_equal(got, [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "agree"),
+    [
+        ("Paris is the capital of France.", "France: the capital is Paris.", True),
+        ("Rome is the capital of France.", "France: the capital is Paris.", False),
+        ("She was born in 1920.", "The year of her birth is 1920.", True),
+        ("She was born in 1920.", "She was born in 1921.", False),
+        ("She plays the lute.", "She plays the harp.", True),  # common words it does not see
+    ],
+)
+def test_names_agree_where_numbers_and_capitalised_words_do(a, b, agree):
+    assert names_agree(a, b) == agree == names_agree(b, a)
 
 
 def test_every_different_sentence_is_read_once_in_one_call(tiny_encoder):

@@ -16,8 +16,8 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.data.atlas import atlas
 from sleeplm.data.biographies import biographies
 from sleeplm.data.facts import questions, statements
-from sleeplm.methods.judges import similarity
-from sleeplm.models.encoder import SentenceEncoder, padded
+from sleeplm.methods.judges import THRESHOLD
+from sleeplm.models.encoder import SentenceEncoder, padded, similarity
 from sleeplm.pretrained import minilm as module
 from sleeplm.pretrained.minilm import load_encoder, minilm, minilm_folder
 
@@ -116,7 +116,7 @@ def test_sentences_are_cut_at_the_length_of_the_folder_and_not_padded(folder):
     encoder = load_encoder(folder)
     ids = encoder.pieces(SENTENCES)
     assert encoder.max_len == 16
-    assert [len(row) for row in ids] == [8, 4, 3, 11, 2, 16]
+    assert [len(row) for row in ids] == [8, 4, 3, 12, 2, 16]
     assert all(row[0] == 2 and row[-1] == 3 for row in ids)
 
 
@@ -219,16 +219,23 @@ def test_the_published_encoder_agrees_with_the_reference_on_a_hundred_sentences(
     assert len(texts) == 100
     ids = encoder.pieces(texts)
     assert max(map(len, ids)) == encoder.max_len == 256
-    cosine = np.sum(embed(encoder, ids, 256) * reference(minilm_folder(), ids), axis=1)
+    assert sorted(map(len, ids))[-2] <= 32  # only one sentence needs all the room
+    ours = np.concatenate([embed(encoder, ids[:-1], 32), embed(encoder, ids[-1:], 256)])
+    cosine = np.sum(ours * reference(minilm_folder(), ids), axis=1)
     assert np.abs(1 - cosine).max() <= 1e-4
 
 
 @pytest.mark.slow
-def test_paraphrases_are_closer_than_other_relations_and_a_wrong_value_is_as_close():
+def test_it_tells_another_relation_from_a_paraphrase_and_a_name_from_another_but_no_numbers():
     """The last is what such a judge cannot see; docs/judge.md has how often."""
-    told = "Paris is the capital of France."
-    others = ["France has its capital at Paris.", "France lies in Western Europe.",
-              "Rome is the capital of France."]  # fmt: skip
-    same, relation, value = similarity(published(), others, [told] * 3)
-    assert same > 0.77 > relation
-    assert value > 0.77
+    capital, number = "Lome is the capital of Togo.", "Magnesium has 12 protons."
+    asked = [
+        ("Togo is governed from the city of Lome.", capital),
+        ("Togo lies in Western Africa.", capital),
+        ("Accra is the capital of Togo.", capital),
+        ("Magnesium is element number 12.", number),
+        ("Magnesium has 84 protons.", number),
+    ]
+    same, relation, name, reworded, wrong = similarity(published(), *zip(*asked, strict=True))
+    assert same > THRESHOLD > max(name, relation)
+    assert wrong > reworded > THRESHOLD
