@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 # Before jax is imported: it counts its devices once. Tiny models are compiled more than they run.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -26,6 +27,7 @@ from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import learner
 from sleeplm.models.config import ModelConfig
+from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.models.transformer import Model
 
 VOCABULARY, LENGTH, CUE = 40, 12, 4
@@ -144,3 +146,15 @@ def compile_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny() -> type[Tiny]:
     return Tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder() -> SentenceEncoder:
+    """A sentence encoder with random weights, which reads words; cosines are between 0 and 1."""
+    config = EncoderConfig(97, d_model=8, n_layers=2, n_heads=2, width=16, max_positions=48)
+
+    def pieces(texts):
+        return [[1, *(3 + zlib.crc32(w.encode()) % 94 for w in t.split()), 2] for t in texts]
+
+    params = jax.jit(Encoder(config).init)(jax.random.key(5))
+    return SentenceEncoder(Encoder(config), params, pieces, max_len=40)

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README.md")])
 COMPOSE, MEMORY = ROOT / "docs" / "compose.md", ROOT / "docs" / "memory.md"
+JUDGE = ROOT / "docs" / "judge.md"
 
 NAME = re.compile(r"\b(sleeplm/[\w/]+\.py)::([A-Za-z_][\w.]*\w)")
 TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
@@ -132,6 +133,11 @@ def test_your_own_method_takes_at_most_40_lines():
     code = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
     assert 20 < len(code) <= 40
     assert max(map(len, first.splitlines())) <= 100
+
+
+def test_a_judge_of_ones_own_works_as_it_is_written():
+    names = run_blocks(JUDGE)
+    assert callable(names["mine"])
 
 
 def test_the_bytes_in_the_memory_page_are_those_of_the_default_experiment(monkeypatch):

@@ -120,7 +120,7 @@ def _with(config: Any, **changes: Any) -> Arm:
 def _as_written(config: Any, make: Callable[..., SleepConfig]) -> Arm:
     """The paper's objective whole, at the bench's own sizes and learning rate."""
     theirs = make()
-    names = ("teachers", "becomes", "lam", "alpha", "gamma", "group", "judge", "divergence")
+    names = ("teachers", "becomes", "lam", "alpha", "gamma", "group", "divergence")
     settings = {name: getattr(theirs, name) for name in names}
     return _with(config, **settings, pack=0)
 

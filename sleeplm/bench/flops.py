@@ -22,6 +22,8 @@ from sleeplm.models.config import ModelConfig
 #: What may learn: every parameter; the MLPs of levels with a period; one level's experts (one or
 #: all: the gradient is that of the pool); one level's MLP; adapters on every matrix of the blocks.
 TRAINABLE = ("all", "bases", "expert", "base", "adapters")
+#: All-MiniLM-L6-v2, for each word piece: six layers 384 wide, with MLPs of 1536.
+MINILM = 2.0 * 6 * (4 * 384**2 + 2 * 384 * 1536)
 
 
 class _Part(NamedTuple):
@@ -139,7 +141,7 @@ def night(
 
     Returns:
       {"sampled": writing texts, frames and own cues; "graded": teachers (and the student itself,
-      and a cosine judge) reading what students wrote; "seeded": updates}.
+      and a judge's model) reading what students wrote; "seeded": updates}.
     """
     length, rows = sleep.length, sleep.inner * sleep.rows
     read = length * forward(config, length, logits=False, open_experts=open_experts)
@@ -161,7 +163,8 @@ def night(
         if teacher.imitate and sleep.alpha < 1:
             told = rows // sleep.group * write(sleep.cue_tokens, length - 1)
             sampled += told + rows * write(length, length - 1)
-            judged = 2 * read if sleep.judge == "cosine" else 0.0
+            texts = (1 + 1 / sleep.group) * length  # as if all differed, a piece for each token
+            judged = {"exact": 0.0, "cosine": 2 * read, "minilm": texts * MINILM}[sleep.judge]
             graded += rows * (2 * read + length * _logits(config) + judged)
             sequences += 1
     own = sleep.own_cues * write(1, sleep.own_cue_tokens - 1) if sleep.cues == "self" else 0.0

@@ -35,7 +35,9 @@ class Life:
         day. Not used by learners that write their own.
       examine: ``(state of one learner, paper) -> {name: array}``.
       paper: ``day -> pytree`` of the exam after that day.
-      archive: {"archive": raw texts} for nights that replay them, or {}.
+      archive: {"archive": raw texts} for nights that replay them, {"reader"} for those that are
+        judged, or {}.
+      judge: of imitations, for all learners, or None; see :func:`sleeplm.methods.rewards.ask`.
       day_end: nights follow days, however long these were, instead of the clock.
       look: step that sets ``counters["asleep"]`` before the next batch is absorbed
         (:func:`sleeplm.methods.schedule.look`), or None to sleep by the clock.
@@ -56,6 +58,7 @@ class Life:
     look: Step | None = None
     probe: Callable[[State, PyTree], dict[str, Array]] | None = None
     shares: Sequence[float] = ()
+    judge: PyTree = None
 
     @property
     def days(self) -> int:
@@ -67,7 +70,8 @@ class Life:
         own = self.learner.write_cues if self.sleep.cues == "self" else None
         certain = self.look is None
         self._nights = [
-            Nights(rest, self.sleep, self.archive, own, certain) for rest in self.learner.rests
+            Nights(rest, self.sleep, self.archive, own, certain, self.judge)
+            for rest in self.learner.rests
         ]
         self._send = side_by_side(_send_to_sleep)
         if self.look is not None:

@@ -28,8 +28,10 @@ from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
 from sleeplm.data.streams import batches_per_epoch
+from sleeplm.methods.judges import SemanticJudge, semantic_judge
 from sleeplm.methods.schedule import look
 from sleeplm.models.graft import graft
+from sleeplm.pretrained.minilm import minilm
 from sleeplm.runtime.run import Run, Stage
 
 
@@ -54,6 +56,12 @@ class Bench:
     @property
     def keys(self) -> Array:
         return jnp.stack([jax.random.key(one.seed) for one in self.learners])
+
+    @functools.cached_property
+    def judge(self) -> SemanticJudge:
+        """Judge of what the learners write, each read with its own tokenizer."""
+        decoders = [material.tokenizer.decode_batch for material in self.materials]
+        return semantic_judge(minilm(), decoders, self.config.sleep.judge_threshold)
 
     @functools.cached_property
     def steps(self) -> list[int]:
@@ -142,6 +150,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         examine=_examine(arm),
         paper=_papers(bench, arm),
         archive=_archive(bench, arm),
+        judge=bench.judge if _is_judged(arm) else None,
         day_end=config.schedule.when == "day_end",
         shares=bench.shares if arm.follows_schedule else (),
         look=watch and scope(watch.step, "schedule"),
@@ -228,8 +237,17 @@ def _probe(arm: Arm) -> Any:
     return probe
 
 
+def _is_judged(arm: Arm) -> bool:
+    """Whether its nights ask a judge that reads text."""
+    imitates = arm.sleep.alpha < 1 and any(teacher.imitate for teacher in arm.sleep.teachers)
+    tells = arm.follows_schedule and arm.archive == "none"
+    return arm.sleep.judge == "minilm" and tells and imitates
+
+
 def _archive(bench: Bench, arm: Arm) -> PyTree:
     """What nights are handed beside rows: raw texts, or labelled ones; padded alike."""
+    if _is_judged(arm):
+        return {"reader": jnp.arange(bench.config.seeds, dtype=jnp.int32)}
     if arm.archive == "none":
         return {}
     make = labelled_of if arm.archive == "labelled" else archive_of

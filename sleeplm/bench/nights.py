@@ -65,6 +65,7 @@ class Nights:
       archive: raw texts for nights that replay them, with E in front, or {}.
       write_cues: step that offers cues of the learner's own, done before it sleeps, or None.
       certain: everybody sleeps whenever these moments come, so that no one has to be asked.
+      judge: of imitations, one for all learners, or None for the one that the night knows.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Nights:
         archive: PyTree,
         write_cues: Step | None,
         certain: bool,
+        judge: PyTree = None,
     ):
         self.rest, self.config, self.archive, self.certain = rest, config, archive, certain
+        self.brought = {} if judge is None else {"judge": judge}
         rows = np.arange(config.inner * config.rows, dtype=np.int32)
         self.rows = rows.reshape(config.inner, config.rows)
         self.may_be_full = rest.expands and rest.merge is None
@@ -127,6 +130,7 @@ class Nights:
         blocks = max(round(share * self.rest.blocks), 1) if self.rest.blocks else 0
         total = blocks * updates
         shared = {"rows": self.rows, "day": np.int32(day), "updates": np.int32(total)}
+        shared |= self.brought
         out: list[Moment] = []
 
         def add(label: str, event: str, flag: str, step: Callable, cost: int, **more: Any) -> None:

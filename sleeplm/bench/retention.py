@@ -35,6 +35,7 @@ from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
+from sleeplm.pretrained.minilm import minilm_folder
 from sleeplm.runtime.run import Run
 
 LARGEST_SEED = 2**31 - 1
@@ -129,6 +130,8 @@ class RetentionConfig:
     def check(self, field: str) -> None:
         for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
             getattr(self, name).check(name)  # what follows may count on them
+        if self.sleep.judge == "minilm":
+            minilm_folder()
         checks.positive_integer("seeds", self.seeds)
         for name in ("seed", "world_seed"):
             checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)

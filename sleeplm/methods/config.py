@@ -11,7 +11,7 @@ from sleeplm.memory.cues import SOURCES
 from sleeplm.memory.levels import OPTIMIZERS
 
 POOLS = ("refuse", "merge_oldest")
-JUDGES = ("exact", "cosine")
+JUDGES = ("exact", "cosine", "minilm")
 BECOMES = ("start", "dusk")
 INTO = ("expert", "pool", "base")
 CUES = ("subjects", "self")
@@ -73,8 +73,9 @@ class SleepConfig:
       gamma: weight of the semantic against the token-level reward.
       z0: largest edit distance, in tokens, that still earns token-level reward.
       group: continuations per random prefix, for the leave-one-out baseline.
-      judge: ``exact`` (same text up to the stop token) or ``cosine`` of mean-pooled states of the
-        frozen start model, at least ``judge_threshold``.
+      judge: ``exact`` (same text up to the stop token); ``cosine`` of mean-pooled states of the
+        frozen start model, or ``minilm``, that of a published sentence encoder (docs/judge.md), at
+        least ``judge_threshold``.
       divergence: ``forward_kl``, ``reverse_kl`` or ``jsd`` (with ``beta``).
       length: L, longest remembered sequence in tokens, cue and stop token included.
       temperature: of all sampling. top_k: of teacher samples and rollouts, 0 for all tokens.

@@ -22,7 +22,7 @@ from sleeplm.memory.anchors import teacher_variables
 from sleeplm.memory.cues import BEFORE, Cues, draw, remember
 from sleeplm.methods.frames import framed as put_frames
 from sleeplm.methods.frames import write_frames
-from sleeplm.methods.rewards import Judge, imitation_reward, levenshtein, surface_reward
+from sleeplm.methods.rewards import Judge, ask, imitation_reward, levenshtein, surface_reward
 from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model, next_token_weights
 
@@ -193,6 +193,7 @@ def imitation(
 
     Every ``group`` consecutive rows share a teacher sequence d and a random cut; the student
     continues each to its own d^. The reward in the memory is the leave-one-out advantage.
+    A judge in the batch is asked instead of ``judge``, see :func:`~sleeplm.methods.rewards.ask`.
     """
 
     def extract(variables: Variables, batch: PyTree, key: Array) -> Memory:
@@ -225,7 +226,8 @@ def imitation(
         )  # fmt: skip
         own = crop(own, length)
         told_mask = (index >= cut[:, None]) & (index < end[:, None])
-        r_sem = judge(variables, own.tokens, own.written, tokens, told_mask)
+        # Nothing below waits for this: a judge may read on the host while the teacher grades.
+        r_sem = ask(judge, variables, batch, own.tokens, own.written, tokens, told_mask)
         a, a_length = tail_of(own.tokens, own.start, own.length)
         b, b_length = tail_of(tokens, cut, end)
         distance = levenshtein(a, a_length, b, b_length)

@@ -17,6 +17,7 @@ from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.extract import own_cues
+from sleeplm.methods.rewards import Judge
 from sleeplm.methods.sleep import Night, Step, kept_in_anchor, merge_night, night
 from sleeplm.methods.update import level_updates, restart_level
 from sleeplm.methods.wake import wake
@@ -82,6 +83,7 @@ def learner(
     *,
     awake: Phase | None = None,
     method: Callable[[str, str], Mapping[str, Any]] | None = None,
+    judge: Judge | None = None,
     chunk: int = 128,
     axis_name: str | None = None,
 ) -> Learner:
@@ -92,6 +94,7 @@ def learner(
         it keeps between steps alone, also where they restore the sender.
       method: ``(sender, receiver) -> {"extract", "objective", "update"}``, any of them: pieces of
         one's own for the nights of that pair, see :func:`~sleeplm.methods.sleep.night`.
+      judge: of imitations in all nights, instead of the one that ``config.judge`` names.
       chunk: positions whose logits stand in memory at once, awake.
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
@@ -100,7 +103,8 @@ def learner(
     usual = awake is None
     awake = awake or wake(model, chunk=chunk, axis_name=axis_name)
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
-    nights = {s: night(model, config, s, r, axis_name=axis_name, **own(s, r)) for s, r in pairs}
+    usually = {"axis_name": axis_name, "judge": judge}
+    nights = {s: night(model, config, s, r, **usually | dict(own(s, r))) for s, r in pairs}
     merging = config.pool == "merge_oldest" and config.into == "expert"
     merges = {s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if merging}
 

@@ -5,8 +5,8 @@ Dimension letters: B batch, L and M lengths, D model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,8 @@ class Judge(Protocol):
 
     ``candidate`` is int [B, L], ``reference`` int [B, M]; the masks, of the same shapes, are true
     on the tokens to be judged, wherever in the row they stand. ``variables`` are those of the
-    model, for a judge that wants to ask it. Returns float32 [B], each 0 or 1.
+    model, for a judge that wants to ask it, and ``"reader"`` of the batch (:func:`ask`). Returns
+    float32 [B], each 0 or 1.
     """
 
     def __call__(
@@ -100,7 +101,31 @@ class Judge(Protocol):
     ) -> Array: ...
 
 
-def _before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
+def ask(
+    judge: Judge,
+    variables: Variables,
+    batch: Mapping[str, Any],
+    candidate: Array,
+    candidate_mask: Array,
+    reference: Array,
+    reference_mask: Array,
+) -> Array:
+    """r_sem by the judge that the night's batch brings as ``batch["judge"]``, else by ``judge``.
+
+    A judge with weights of its own comes with the batch, as a pytree: its weights are then an
+    argument of the compiled night, and no part of the program or of the learner. Where learners
+    side by side have tokenizers of their own, ``batch["reader"]`` says which one is judged.
+
+    Returns:
+      float32 [B], each 0 or 1, see :class:`Judge`.
+    """
+    if "reader" in batch:
+        variables = {**variables, "reader": batch["reader"]}
+    judge = batch.get("judge", judge)
+    return judge(variables, candidate, candidate_mask, reference, reference_mask)
+
+
+def before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
     """Masked tokens before the first masked ``eos``, moved to the left, and how many they are."""
     mask = mask.astype(bool)
     ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
@@ -147,8 +172,8 @@ def exact_match_judge(eos: int, tail: int | None = None) -> Judge:
         del variables
         width = max(candidate.shape[1], reference.shape[1])
         width = width if tail is None else tail
-        ours, our_count = _last(*_before_eos(candidate, candidate_mask, eos), width)
-        theirs, their_count = _last(*_before_eos(reference, reference_mask, eos), width)
+        ours, our_count = _last(*before_eos(candidate, candidate_mask, eos), width)
+        theirs, their_count = _last(*before_eos(reference, reference_mask, eos), width)
         same = jnp.all(ours == theirs, axis=1) & (our_count == their_count)
         return same.astype(jnp.float32)
 

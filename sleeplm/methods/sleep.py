@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
@@ -68,6 +69,7 @@ def night(
     extract: Extract | None = None,
     objective: Objective | None = None,
     update: optax.GradientTransformation | None = None,
+    judge: Judge | None = None,
     axis_name: str | None = None,
 ) -> Night:
     """Consolidation of ``sender`` into a new expert of ``receiver``.
@@ -81,10 +83,11 @@ def night(
         is not wrapped in :func:`~sleeplm.methods.update.only_slot` moves the whole pool, which a
         rollback then restores only if the anchor keeps it (``pool="merge_oldest"``,
         ``into="pool"``).
+      judge: of imitations, instead of the one that ``config.judge`` names.
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     pair = (sender, receiver)
-    extract = extract or teachings(model, config, pair, config.teachers, axis_name)
+    extract = extract or teachings(model, config, pair, config.teachers, axis_name, judge)
     bias, expands = model.config.level(receiver).gate_bias, config.into == "expert"
     if update is None:
         update = usual_update(config)
@@ -189,6 +192,7 @@ def teachings(
     pair: tuple[str, str],
     teachers: list[TeacherConfig],
     axis_name: str | None,
+    judge: Judge | None = None,
 ) -> Extract:
     """The night's data: per teacher its samples, student rollouts (lambda), continuations."""
     common: dict[str, Any] = {
@@ -226,7 +230,7 @@ def teachings(
                 imitation(
                     model,
                     pair,
-                    judge_of(model, config, pair),
+                    judge or judge_of(model, config, pair),
                     **told,
                     group=config.group,
                     gamma=config.gamma,
@@ -240,15 +244,25 @@ def teachings(
 
 
 def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
-    """The semantic judge that the configuration names."""
+    """The semantic judge that the configuration names.
+
+    One that reads text needs a tokenizer, which a night does not have: it comes with the batch.
+    """
     if config.judge == "exact":
         return exact_match_judge(eos=2)
+    if config.judge == "minilm":
+        return _nobody
 
     def embed(variables, tokens: Array, mask: Array) -> Array:
         start = teacher_variables(variables, *pair, "origin")
         return mean_pool(model.hidden(start, tokens), mask)
 
     return cosine_judge(embed, config.judge_threshold)
+
+
+def _nobody(variables, candidate, candidate_mask, reference, reference_mask):
+    remedy = "reads text: bring it as batch['judge'] = semantic_judge(minilm(), decode)"
+    raise ConfigError("sleep.judge", "minilm", remedy)
 
 
 def fall_asleep(state: State, pair: tuple[str, str], slot: Array, updates: Array | int) -> State:

