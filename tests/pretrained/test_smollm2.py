@@ -18,10 +18,12 @@ import pytest
 
 from sleeplm.models import layers
 from sleeplm.models.decode import generate
+from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.gguf_config import gguf_config
 from sleeplm.pretrained.gguf_tokenizer import gguf_tokenizer
 from sleeplm.pretrained.gguf_weights import load_gguf
+from sleeplm.pretrained.grafts import grafted
 from sleeplm.pretrained.hf_config import model_config
 from sleeplm.pretrained.hf_weights import sources
 
@@ -156,3 +158,14 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(ours):
     whole = jnp.take_along_axis(logp, ours.samples.tokens[:, 1:, None], 2)[..., 0]
     written = np.asarray(ours.samples.written)[:, 1:]
     np.testing.assert_allclose(ours.samples.logp[:, 1:][written], whole[written], atol=1e-4)
+
+
+def test_the_papers_five_levels_change_no_bit_of_its_logits(ours):
+    plain, tokens = Model(ours.config), ours.samples.tokens[:2, :24]
+    model = Model(grafted(ours.config))
+    grow = jax.jit(lambda params, key: graft(model, params, key))
+    grown = grow(ours.variables["params"], jax.random.key(0))
+    np.testing.assert_array_equal(
+        jax.jit(model.logits)({"params": grown, "slots": model.init_slots()}, tokens),
+        jax.jit(plain.logits)(ours.variables, tokens),
+    )
