@@ -1,0 +1,67 @@
+"""The comparison with PyTorch compares the same computation, and counts what it says it counts."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from sleeplm.bench import peers
+from sleeplm.models.transformer import Model
+from sleeplm.pretrained.published import find_backbone
+
+
+def test_ways_take_turns_and_the_first_turn_does_not_count(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: clock[0])
+
+    def way(name, seconds):
+        durations = iter(seconds)
+
+        def run():
+            calls.append(name)
+            clock[0] += next(durations)
+
+        return run
+
+    found = peers.in_turns({"a": way("a", [100, 1, 3, 2]), "b": way("b", [50, 4, 4, 9])}, 3)
+    assert calls == ["a", "b"] * 4
+    assert found == {"a": 2.0, "b": 4.0}
+
+
+@pytest.fixture(scope="module")
+def both(reference):
+    """A tiny model in JAX and in PyTorch."""
+    transformers = pytest.importorskip("transformers")
+    folder = reference("smollm2").folder
+    found = find_backbone(str(folder), max_len=64)
+    model = Model(found.config)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model, found.load(found.config), theirs
+
+
+TOKENS = np.random.default_rng(0).integers(3, 97, (3, 16))
+
+
+@pytest.mark.slow
+def test_both_write_the_same_continuations(both):
+    model, params, theirs = both
+    variables = {"params": params, "slots": model.init_slots()}
+    ways = peers.decoders(model, variables, theirs, TOKENS, new=8)
+    ours, other = ways["sleeplm"](), ways["transformers"]()
+    assert ours.shape == (3, 24)
+    np.testing.assert_array_equal(ours, other.numpy())
+
+
+@pytest.mark.slow
+def test_both_differentiate_the_same_loss(both):
+    model, params, theirs = both
+    ways = peers.steps(model, params, theirs, TOKENS)
+    loss, gradient = ways["sleeplm, all parameters"]()
+    assert loss == pytest.approx(float(ways["transformers"]()), rel=1e-5)
+    embed = theirs.model.embed_tokens.weight.grad.numpy()
+    np.testing.assert_allclose(gradient["embed"], embed, atol=1e-5)
+    state, metrics = ways["sleeplm, a wake step of one grafted level"]()
+    total, weight = metrics["loss"]
+    assert float(total / weight) == pytest.approx(float(loss), rel=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
