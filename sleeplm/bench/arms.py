@@ -57,10 +57,10 @@ class BaselineConfig:
     """
 
     sft_learning_rate: float = 1e-3
-    ewc_strength: float = 100.0
+    ewc_strength: float = 10.0
     ewc_rows: int = 512
     lora_rank: int = 16
-    lora_learning_rate: float = 3e-3
+    lora_learning_rate: float = 1e-3
     slow_period: int = 30
     slow_learning_rate: float = 3e-4
     base_learning_rate: float = 1e-3
