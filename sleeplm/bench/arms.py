@@ -329,7 +329,7 @@ def _plain(
             params=params,
             slots=model.init_slots(),
             anchors=anchors(params),
-            cues=empty_cues(config.sleep.reservoir, config.sleep.cue_tokens, bos=1),
+            cues=empty_cues(config.sleep.reservoir, config.sleep.cue_tokens, model.config.bos),
             private=private,
             counters={name: jnp.int32(0) for name in COUNTERS},
             key=root,

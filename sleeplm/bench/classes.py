@@ -10,7 +10,7 @@ import numpy as np
 from sleeplm.bench.exams import Exam, grade_answers
 from sleeplm.bench.material import Material
 from sleeplm.core.types import Array, State
-from sleeplm.data.text import EOS, encode_documents
+from sleeplm.data.text import encode_documents
 from sleeplm.methods.gaussians import GAUSSIANS, features, nearest
 from sleeplm.models.transformer import Model
 
@@ -26,7 +26,7 @@ def class_answers(material: Material, width: int) -> np.ndarray:
     """Tokens of every label with the stop token, int32 [K, width], padded with 0."""
     out = np.zeros((len(labels_of(material)), width), np.int32)
     for row, tokens in zip(out, material.tokenizer.encode_batch(labels_of(material)), strict=True):
-        answer = [*tokens, EOS][:width]
+        answer = [*tokens, material.tokenizer.eos][:width]
         row[: len(answer)] = answer
     return out
 

@@ -42,7 +42,7 @@ class Exam:
 
     Attributes:
       prompts: int32 [Q, P]; lengths: int32 [Q].
-      answers: int32 [Q, A], the expected tokens with the stop token, padded with 0.
+      answers: int32 [Q, A], the expected tokens with the stop token, padded with 0 behind it.
       group: int32 [Q]; ``groups`` on rows that are padding.
       choices: float32 [Q], log2 of how many answers were possible: the bits of a right one.
       groups: G, how many there are (static).
@@ -187,7 +187,7 @@ def divergence_from(
         unembed, unembed_origin = (model.unembed(v["params"]) for v in (now, origin))
 
         def one(part: Exam) -> tuple[Array, Array]:
-            tokens, real = _texts(part)
+            tokens, real = _texts(part, model.config.eos)
             hidden, hidden_origin = (model.hidden(v, tokens)[:, :-1] for v in (now, origin))
             weights = real[:, 1:] & (part.group == part.groups - 1)[:, None]
             return chunked_divergence(
@@ -218,7 +218,7 @@ def traffic(model: Model, level: str) -> Callable[[Variables, Exam], Array]:
         active = {name: table.active for name, table in variables["slots"].items()}
 
         def one(part: Exam) -> tuple[Array, Array]:
-            tokens, real = _texts(part)
+            tokens, real = _texts(part, model.config.eos)
             length = tokens.shape[1]
             rope = rotary(jnp.arange(length)[None], c.rope_frequencies)
             mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
@@ -302,19 +302,26 @@ def _say(model: Model, variables: Variables, part: Exam, alike: bool = True) -> 
 
 def _answer_logp(model: Model, variables: Variables, part: Exam) -> Array:
     """float32 [Q]: log-probability of the whole right answer, in nats."""
-    tokens, _ = _texts(part)
+    tokens, _ = _texts(part, model.config.eos)
     before = part.lengths[:, None] - 1 + jnp.arange(part.shape[2])
     hidden = jnp.take_along_axis(model.hidden(variables, tokens), before[..., None], 1)
     unembed = model.unembed(variables["params"])
     logp = chunked_token_logp(hidden, unembed, part.answers, CHUNK)
-    return jnp.where(part.answers > 0, logp, 0.0).sum(1)
+    inside = jnp.arange(part.shape[2]) < answer_lengths(part.answers, model.config.eos)[:, None]
+    return jnp.where(inside, logp, 0.0).sum(1)
 
 
-def _texts(part: Exam) -> tuple[Array, Array]:
+def answer_lengths(answers: Array, eos: int) -> Array:
+    """int32 [Q]: tokens of each answer [Q, A] up to its stop token; 0 where there is none."""
+    stop = answers == eos
+    return jnp.where(stop.any(1), jnp.argmax(stop, 1) + 1, 0).astype(jnp.int32)
+
+
+def _texts(part: Exam, eos: int) -> tuple[Array, Array]:
     """Questions with their right answers, int32 [Q, P + A], and bool, where there are tokens."""
     _, prompt, width = part.shape
     offset = jnp.arange(prompt + width) - part.lengths[:, None]
-    end = (part.answers > 0).sum(1)[:, None]
+    end = answer_lengths(part.answers, eos)[:, None]
     answer = jnp.take_along_axis(part.answers, jnp.clip(offset, 0, width - 1), 1)
     question = jnp.pad(part.prompts, ((0, 0), (0, width)))
     tokens = jnp.where(offset < 0, question, jnp.where(offset < end, answer, 0))

@@ -21,7 +21,7 @@ from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.records import from_plain
 from sleeplm.core.types import State
-from sleeplm.data.text import BOS, EOS, PAD
+from sleeplm.data.text import PAD
 from sleeplm.data.tokenizer_files import (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -40,7 +40,7 @@ from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import CHECKPOINTS, METRICS
 
-SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+SPECIAL = {"pad_token_id": PAD}
 
 
 @dataclasses.dataclass

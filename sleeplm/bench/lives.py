@@ -61,7 +61,9 @@ class Bench:
     def judge(self) -> SemanticJudge:
         """Judge of what the learners write, each read with its own tokenizer."""
         decoders = [material.tokenizer.decode_batch for material in self.materials]
-        return semantic_judge(minilm(), decoders, self.config.sleep.judge_threshold)
+        return semantic_judge(
+            minilm(), decoders, self.config.sleep.judge_threshold, eos=self.config.model.eos
+        )
 
     @functools.cached_property
     def steps(self) -> list[int]:

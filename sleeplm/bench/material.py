@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sleeplm.bench.exams import Exam, make_exam
+from sleeplm.bench.exams import Exam, answer_lengths, make_exam
 from sleeplm.bench.worlds import check_world, curriculum_of, is_labelled, world_of
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import Curriculum, digest
 from sleeplm.data.facts import Document
-from sleeplm.data.text import BOS, PAD, Tokenizer, encode_cues, token_lists, train_tokenizer
+from sleeplm.data.text import PAD, Tokenizer, encode_cues, token_lists, train_tokenizer
 
 __all__ = [
     "Material",
@@ -150,7 +150,7 @@ def context_papers(config: Any, material: Material, window: int) -> list[Exam]:
       ConfigError: ``window`` cannot hold the longest question with its answer.
     """
     paper = paper_of(config, material)
-    answers = (np.asarray(paper.answers) != PAD).sum(1)
+    answers = np.asarray(answer_lengths(paper.answers, material.tokenizer.eos))
     room = window - np.asarray(paper.lengths) - answers
     longest = window - int(room.min())
     remedy = f"the longest question and its answer have {longest} tokens"
@@ -161,7 +161,7 @@ def context_papers(config: Any, material: Material, window: int) -> list[Exam]:
     for documents in material.curriculum.days:
         texts = [document.text for document in _one_text_a_fact(documents)]
         told += material.tokenizer.encode_batch(texts)
-        papers.append(_behind_context(paper, told, room))
+        papers.append(_behind_context(paper, told, room, material.tokenizer.bos))
     width = max(int(one.lengths.max()) for one in papers)
     return [_widened(one, width) for one in papers]
 
@@ -178,7 +178,7 @@ def _one_text_a_fact(documents: Sequence[Document]) -> list[Document]:
     return chosen
 
 
-def _behind_context(paper: Exam, told: Sequence[Sequence[int]], room: np.ndarray) -> Exam:
+def _behind_context(paper: Exam, told: Sequence[Sequence[int]], room: np.ndarray, bos: int) -> Exam:
     """The paper with the last of ``told`` that ``room`` [Q] tokens hold after each ``<bos>``."""
     text = np.concatenate(told)
     starts = np.cumsum([0, *map(len, told)])
@@ -187,7 +187,7 @@ def _behind_context(paper: Exam, told: Sequence[Sequence[int]], room: np.ndarray
     tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
     for row, prompt in enumerate(tokens):
         question = paper.prompts[row, 1 : paper.lengths[row]]
-        prompt[: lengths[row]] = np.concatenate([[BOS], text[taken[row] :], question])
+        prompt[: lengths[row]] = np.concatenate([[bos], text[taken[row] :], question])
     changes: dict[str, Any] = {"prompts": tokens, "lengths": lengths}
     return dataclasses.replace(paper, **changes)
 

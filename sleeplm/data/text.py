@@ -39,6 +39,16 @@ class Tokenizer:
     bpe: tokenizers.Tokenizer
 
     @property
+    def bos(self) -> int:
+        """The token that begins a text."""
+        return BOS
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a text."""
+        return EOS
+
+    @property
     def vocab_size(self) -> int:
         return self.bpe.get_vocab_size() + _OFFSET
 
@@ -140,7 +150,7 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 def token_lists(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[list[int]]:
     """``<bos> text <eos>`` of each document, unpadded: what the wake stream packs."""
     encoded = tokenizer.encode_batch([document.text for document in documents])
-    return [[BOS, *tokens, EOS] for tokens in encoded]
+    return [[tokenizer.bos, *tokens, tokenizer.eos] for tokens in encoded]
 
 
 def encode_documents(
@@ -178,7 +188,7 @@ def encode_cues(
     Raises:
       ConfigError: when a subject is longer than ``max_len`` - 1 tokens (the longest is named).
     """
-    rows = [[BOS, *tokens] for tokens in tokenizer.encode_batch(subjects)]
+    rows = [[tokenizer.bos, *tokens] for tokens in tokenizer.encode_batch(subjects)]
     return _pad(rows, subjects, max_len, "cue")
 
 

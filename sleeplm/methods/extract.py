@@ -83,7 +83,6 @@ def teacher_samples(
     length: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
-    eos: int = 2,
     axis_name: str | None = None,
 ) -> Extract:
     """Sequences written from remembered cues, with the teacher's distribution at every token.
@@ -120,7 +119,6 @@ def teacher_samples(
             max_new=length - 1,
             temperature=temperature,
             top_k=top_k,
-            eos=eos,
             # A teacher's own distributions are those it wrote from; a student's rollouts have
             # to be read by the teacher.
             keep_hidden=writer == "teacher",
@@ -135,9 +133,7 @@ def teacher_samples(
     return stateless(extract)
 
 
-def own_cues(
-    model: Model, config: Any, eos: int = 2
-) -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
+def own_cues(model: Model, config: Any) -> Callable[[State, PyTree, Array], tuple[State, Metrics]]:
     """A step that offers the learner cues which it has written itself.
 
     It writes ``config.own_cues`` beginnings of texts from the begin-of-text token alone, as it is
@@ -148,7 +144,7 @@ def own_cues(
 
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         rows = jnp.arange(config.own_cues)
-        bare = jnp.ones((config.own_cues, 1), jnp.int32)  # begin of text
+        bare = jnp.full((config.own_cues, 1), model.config.bos, jnp.int32)
         write_key, offer_key = jax.random.split(key)
         texts = generate(
             model,
@@ -159,7 +155,8 @@ def own_cues(
             max_new=width - 1,
             temperature=config.temperature,
         )
-        goes_on = jnp.take_along_axis(texts.tokens, texts.length[:, None] - 1, 1)[:, 0] != eos
+        last = jnp.take_along_axis(texts.tokens, texts.length[:, None] - 1, 1)[:, 0]
+        goes_on = last != model.config.eos
         fresh = (first_of_its_kind(texts.tokens, rows) > 0) & goes_on
         tokens = jnp.pad(texts.tokens, ((0, 0), (0, config.cue_tokens - width)))
         length = jnp.where(fresh, width, 0)
@@ -186,7 +183,6 @@ def imitation(
     z0: Array | float,
     length: int,
     temperature: Array | float = 1.0,
-    eos: int = 2,
     weight: Array | float = 1.0,
 ) -> Extract:
     """Learning to imitate: random-prefix continuations of teacher sequences, rewarded (Eq. 3, 4).
@@ -207,7 +203,7 @@ def imitation(
         mentor = teacher_variables(variables, *pair, teacher)
         told = generate(
             model, mentor, prompts, lengths, row_keys(teach_key, leaders),
-            max_new=length - 1, temperature=temperature, eos=eos,
+            max_new=length - 1, temperature=temperature,
         )  # fmt: skip
         told = crop(told, length)
         where = jax.vmap(jax.random.uniform)(row_keys(cut_key, leaders))
@@ -222,7 +218,7 @@ def imitation(
         prefix = jnp.where(index < cut[:, None], tokens, 0)
         own = generate(
             model, variables, prefix, cut, row_keys(sample_key, rows),
-            max_new=length - 1, temperature=temperature, eos=eos,
+            max_new=length - 1, temperature=temperature,
         )  # fmt: skip
         own = crop(own, length)
         told_mask = (index >= cut[:, None]) & (index < end[:, None])

@@ -53,7 +53,8 @@ def write_frames(
       found, int32. A name at the very beginning makes no frame.
     """
     keys = jax.random.split(key, TEXTS)
-    bare, ones = jnp.ones((TEXTS, 1), jnp.int32), jnp.ones((TEXTS,), jnp.int32)
+    bare = jnp.full((TEXTS, 1), model.config.bos, jnp.int32)
+    ones = jnp.ones((TEXTS,), jnp.int32)
     texts = generate(model, teacher, bare, ones, keys, max_new=WIDTH + 1, temperature=temperature)
     at = find_frames(texts.tokens, cues)
     good = (at > 1) & (at <= WIDTH)

@@ -126,7 +126,7 @@ def learner(
             params=params,
             slots=slots,
             anchors={s: init_anchor(params, slots, s, r, keep) for s, r in pairs},
-            cues=empty_cues(config.reservoir, config.cue_tokens, bos=1),
+            cues=empty_cues(config.reservoir, config.cue_tokens, model.config.bos),
             private=private,
             counters={name: jnp.int32(0) for name in COUNTERS},
             key=root,

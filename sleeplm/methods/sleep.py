@@ -249,7 +249,7 @@ def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
     One that reads text needs a tokenizer, which a night does not have: it comes with the batch.
     """
     if config.judge == "exact":
-        return exact_match_judge(eos=2)
+        return exact_match_judge(model.config.eos)
     if config.judge == "minilm":
         return _nobody
 

@@ -22,6 +22,7 @@ class ModelConfig:
       n_kv_heads: key/value heads, a divisor of H (grouped-query attention).
       head_dim: width of one head; 0 means D / H.
       max_len: longest sequence the model is asked to handle (sizes the generation cache).
+      bos, eos: ids of the tokens that begin and end a text.
       levels: memory levels, fastest first (Eq. 1).
       wiring: ``sequential`` chains them; ``independent`` adds them side by side, each with a
         weight of its own (``mix``, 1 at the start; wake and sleep leave it alone, since it would
@@ -44,6 +45,8 @@ class ModelConfig:
     n_kv_heads: int = 2
     head_dim: int = 0
     max_len: int = 64
+    bos: int = 1
+    eos: int = 2
     levels: list[LevelConfig] = dataclasses.field(default_factory=lambda: [LevelConfig()])
     wiring: str = "sequential"
     rope_theta: float = 10_000.0
@@ -72,6 +75,9 @@ class ModelConfig:
     def check(self, field: str) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "max_len"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        for name in ("bos", "eos"):
+            checks.integer(f"{field}.{name}", getattr(self, name))
+            checks.in_range(f"{field}.{name}", getattr(self, name), 0, self.vocab_size - 1)
         checks.integer(f"{field}.head_dim", self.head_dim)
         checks.at_least(f"{field}.head_dim", self.head_dim, 0)
         checks.require(

@@ -57,7 +57,7 @@ def generate(
     max_new: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
-    eos: int = 2,
+    eos: int | None = None,
     explore: bool = False,
     keep_hidden: bool = False,
     alike: bool = True,
@@ -71,6 +71,7 @@ def generate(
       max_new: most tokens written per row.
       temperature: 0 is greedy; may be traced.
       top_k: sample among the k likeliest tokens only; 0: all.
+      eos: the stop token; None: the model's own. -1: never stop.
       explore: every router also uses one random open expert, drawn per row (section 6).
       keep_hidden: also return the writer's hidden states, which spares whoever needs its
         distributions a second forward pass.
@@ -79,6 +80,7 @@ def generate(
     """
     batch, cue = prompts.shape
     c = model.config
+    eos = c.eos if eos is None else eos
     pad = cue - lengths
     index = jnp.arange(cue)
     # Right-align: every row then writes its cache at the same time, with no scatter.

@@ -20,7 +20,7 @@ from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.pretrained.gguf_file import GgufFile
-from sleeplm.pretrained.hf_config import DEFAULT_THETA, FAMILIES, MLP, with_context
+from sleeplm.pretrained.hf_config import DEFAULT_THETA, FAMILIES, MLP, text_ends, with_context
 
 EMBED, UNEMBED, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
@@ -88,8 +88,12 @@ def gguf_config(
             given.get(key, width) == width, f"GGUF: {arch}.{key}", given.get(key), remedy
         )
     theta = float(given.get("rope.freq_base", DEFAULT_THETA))
+    ends = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    bos, eos = text_ends(*ends)
     config = ModelConfig(
         vocab_size=given["vocab_size"],
+        bos=int(bos),
+        eos=int(eos),
         d_model=given["embedding_length"],
         n_layers=given["block_count"],
         n_heads=heads,

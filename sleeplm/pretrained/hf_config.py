@@ -30,7 +30,7 @@ def _keys(text: str) -> frozenset[str]:
 
 #: Keys that change nothing of what the model computes here.
 IGNORED = _keys("""
-    architectures auto_map bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
+    architectures auto_map pad_token_id cls_token_id sep_token_id
     dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
     is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
     return_dict output_attentions output_hidden_states chunk_size_feed_forward problem_type
@@ -54,6 +54,7 @@ SIZES = _keys("""
 USED = SIZES | _keys("""
     model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta
     rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
+    bos_token_id eos_token_id
 """)
 #: What ``transformers`` takes for keys that are left out.
 DEFAULT_THETA = 10_000.0
@@ -121,8 +122,11 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     theta, scaling = _rope(raw)
     heads = raw["num_attention_heads"]
     mlp = LevelConfig(name=MLP, kind="replace", width=raw["intermediate_size"])
+    bos, eos = text_ends(raw.get("bos_token_id"), raw.get("eos_token_id"))
     return ModelConfig(
         vocab_size=raw["vocab_size"],
+        bos=bos,
+        eos=eos,
         d_model=raw["hidden_size"],
         n_layers=raw["num_hidden_layers"],
         n_heads=heads,
@@ -135,6 +139,17 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         tie_embeddings=raw.get("tie_word_embeddings", False),
         qk_norm=family == "qwen3",
     )
+
+
+def text_ends(bos: Any, eos: Any) -> tuple[int, int]:
+    """Ids of the tokens that begin and end a text, as a file gives them.
+
+    Of several ends the first is taken. A model without a beginning (Qwen3) has texts begin with
+    what ends them, as its makers pack them. Without either, ours.
+    """
+    eos = eos[0] if isinstance(eos, list) and eos else eos
+    eos = ModelConfig.eos if eos is None else eos
+    return (eos if bos is None else bos), eos
 
 
 def _check_key(key: str, value: Any) -> None:

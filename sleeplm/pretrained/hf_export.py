@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 #: Keys of a ``config.json`` that are about a file or a reader, not about the model.
-_NOT_THE_MODEL = ("max_position_embeddings", "torch_dtype")
+_NOT_THE_MODEL = ("max_position_embeddings", "torch_dtype", "bos_token_id", "eos_token_id")
 
 
 def base_config(config: ModelConfig) -> ModelConfig:
@@ -70,6 +70,8 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         "vocab_size": plain.vocab_size,
+        "bos_token_id": plain.bos,
+        "eos_token_id": plain.eos,
         "hidden_size": plain.d_model,
         "intermediate_size": plain.levels[0].width,
         "num_hidden_layers": plain.n_layers,
@@ -230,7 +232,8 @@ def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     raw = read_source(source)
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
-    kept = {"max_position_embeddings", *IGNORED} - {"dtype", "torch_dtype"}
+    kept = {"max_position_embeddings", "bos_token_id", "eos_token_id", *IGNORED}
+    kept -= {"dtype", "torch_dtype"}
     return {key: value for key, value in raw.items() if key in kept}
 
 

@@ -90,7 +90,8 @@ def test_frames_come_first_in_order_and_end_before_the_name(monkeypatch):
         return types.SimpleNamespace(tokens=jnp.asarray(texts))
 
     monkeypatch.setattr(frames, "generate", scripted)
-    tokens, length, count = write_frames(None, None, cues_of([(3, 4)]), KEY, 0.7)
+    model = types.SimpleNamespace(config=types.SimpleNamespace(bos=BOS))
+    tokens, length, count = write_frames(model, None, cues_of([(3, 4)]), KEY, 0.7)
 
     # The name at the very beginning makes no frame, nor one that lies beyond a frame's end.
     assert int(count) == 3 and tokens.shape == (TEXTS, WIDTH)

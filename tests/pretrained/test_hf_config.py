@@ -52,6 +52,21 @@ def test_a_context_is_as_long_as_asked_but_not_longer_than_the_model_was_made_fo
         read_config(write(), max_len=9000)
 
 
+@pytest.mark.parametrize(
+    ("bos", "eos", "found"),
+    [(1, 2, (1, 2)), (128000, [128001, 128009], (128000, 128001)), (None, 5, (5, 5)),
+     (..., ..., (2, 2))],
+)  # fmt: skip
+def test_texts_begin_and_end_with_the_models_own_tokens(write, bos, eos, found):
+    config = read_config(write(bos_token_id=bos, eos_token_id=eos, vocab_size=128256))
+    assert (config.bos, config.eos) == found
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(write):
+    with pytest.raises(ConfigError, match=r"model\.eos.*49152"):
+        read_config(write(eos_token_id=49152))
+
+
 def test_qwen3_has_norms_of_queries_and_heads_of_128_unless_it_says_otherwise(write):
     config = read_config(write(model_type="qwen3", use_sliding_window=False, sliding_window=4096))
     assert config.qk_norm and config.width_of_head == 128
