@@ -21,6 +21,7 @@ from sleeplm.bench.exams import (
     stack_exams,
     traffic,
 )
+from sleeplm.bench.general import general_loss
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, JointStream, StackedStreams
@@ -43,7 +44,9 @@ class Bench:
       config: of the run (a :class:`~sleeplm.bench.retention.RetentionConfig`).
       learners: the configuration of each learner alone. materials: what each reads.
       paper: their exams. params: their backbones.
-      start: what :func:`~sleeplm.bench.exams.grade` finds before the first day.
+      start: what :func:`~sleeplm.bench.exams.grade` finds before the first day, and the loss on
+        general text, if there is one.
+      general: rows of general text that every exam reads, or None.
     """
 
     config: Any
@@ -52,6 +55,7 @@ class Bench:
     paper: Exam
     params: Params
     start: dict[str, np.ndarray]
+    general: np.ndarray | None = None
 
     @property
     def keys(self) -> Array:
@@ -178,6 +182,8 @@ def _papers(bench: Bench, arm: Arm) -> Any:
         width = bench.paper.shape[2]
         answers = [class_answers(material, width) for material in bench.materials]
         shared["answers"] = jnp.asarray(np.stack(answers))
+    if bench.general is not None:
+        shared["general"] = jnp.asarray(bench.general)
     if not arm.context:
         paper = {**shared, **_questions(bench.paper)}
         return lambda day: paper
@@ -199,6 +205,7 @@ def _examine(arm: Arm) -> Any:
     view = arm.learner.view
     ask = grade(arm.model, view)
     moved = divergence_from(arm.model, view)
+    read = general_loss(arm.model, view)
     by_class = grade_by_class(arm.model)
 
     def examine(state: State, paper: PyTree) -> dict[str, Array]:
@@ -208,8 +215,10 @@ def _examine(arm: Arm) -> Any:
         else:
             found = ask(variables, paper["exam"])
         recall = found["recall"]
-        kl = moved(variables, paper["origin"], paper["known"])
-        return {**found, "recall": recall[:-1], "pretrain": recall[-1], "kl": kl}
+        found |= {"recall": recall[:-1], "pretrain": recall[-1]}
+        if "general" in paper:
+            found["general"] = read(variables, paper["general"])
+        return {**found, "kl": moved(variables, paper["origin"], paper["known"])}
 
     return examine
 

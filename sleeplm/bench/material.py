@@ -15,7 +15,8 @@ from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import Curriculum, digest
 from sleeplm.data.facts import Document
-from sleeplm.data.text import PAD, Tokenizer, encode_cues, token_lists, train_tokenizer
+from sleeplm.data.text import PAD, encode_cues, token_lists, train_tokenizer
+from sleeplm.pretrained.published import find_backbone
 
 __all__ = [
     "Material",
@@ -39,13 +40,13 @@ class Material:
     """A curriculum, encoded: rows are ``<bos> text <eos>``, as lists of tokens."""
 
     curriculum: Curriculum
-    tokenizer: Tokenizer
+    tokenizer: Any  # ours, or that of a published backbone
     pretrain: list[list[int]]
     days: list[list[list[int]]]
 
 
 def prepare(config: Any) -> Material:
-    """Builds the texts of a life; the tokenizer sees the pretraining texts only.
+    """Builds the texts of a life; a tokenizer of our own sees the pretraining texts only.
 
     Long texts of labelled worlds are cut to the words that fit into a row; facts never are.
 
@@ -53,7 +54,7 @@ def prepare(config: Any) -> Material:
       ConfigError: a text is longer than a row of the stream that it belongs to.
     """
     curriculum = curriculum_of(config)
-    tokenizer = train_tokenizer(curriculum.pretrain, config.model.vocab_size)
+    tokenizer = _tokenizer(config, curriculum)
     if is_labelled(config):
         from sleeplm.data.labels import cut_to_rows
 
@@ -69,6 +70,14 @@ def prepare(config: Any) -> Material:
     for rows in material.days:
         _check_fits("day.length", config.day.length, rows)
     return material
+
+
+def _tokenizer(config: Any, curriculum: Curriculum) -> Any:
+    """The published backbone's own, or one that is trained."""
+    if not config.backbone:
+        return train_tokenizer(curriculum.pretrain, config.model.vocab_size)
+    found = find_backbone(config.backbone, max_len=config.model.max_len)
+    return found.read_tokenizer().alike_anywhere()  # names are found in texts by their tokens
 
 
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:
@@ -105,9 +114,7 @@ def paper_of(config: Any, material: Material) -> Exam:
         raise ConfigError(field, error.value, error.remedy) from error
 
 
-def cues_of(
-    config: Any, tokenizer: Tokenizer, cues: Sequence[str], limit: int
-) -> dict[str, np.ndarray]:
+def cues_of(config: Any, tokenizer: Any, cues: Sequence[str], limit: int) -> dict[str, np.ndarray]:
     """The first ``limit`` cues, cut to C tokens, as the batch of ``learner.remember``.
 
     Returns:

@@ -88,6 +88,9 @@ def _learner(
             "unique_samples": [_of(r, "unique", e) for r in seeds],
         },
     }
+    if bench.general is not None:
+        result["general"] = [float(dawn[i]["general"][e]) for i in days]
+        result["general_start"] = float(bench.start["general"][e])
     if not arm.by_class:
         result["logp"] = [[float(x) for x in dawn[i]["logp"][e][:-1]] for i in days]
         result["logp_start"] = [float(x) for x in bench.start["logp"][e][:-1]]

@@ -276,6 +276,7 @@ _NIGHT: tuple[Column, ...] = (
     ("pretraining before life", lambda arm: share(arm["pretrain_start"])),
     ("after the last night", _figure("pretrain_last")),
     ("KL to the original", _figure("kl_last", small)),
+    ("perplexity of general text, rise", _figure("perplexity_rise", signed)),
     ("largest cluster", _figure("cluster_largest")),
 )
 _ROUTING: tuple[Column, ...] = (
@@ -291,6 +292,7 @@ _KNOWLEDGE: tuple[Column, ...] = (
 _BY_NIGHT = (
     ("Pretraining facts", "pretrain", share),
     ("KL to the original model, nats a token", "kl", small),
+    ("Loss on general text, nats a token", "general", number(",.3f")),
     ("Largest cluster of identical answers", "cluster", share),
 )
 _DUSK = (

@@ -15,16 +15,44 @@ import jax.numpy as jnp
 
 from sleeplm.bench.nights import side_by_side
 from sleeplm.bench.streams import DayStreams, StackedStreams
+from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError
 from sleeplm.core.phase import repeat
 from sleeplm.core.types import Params
 from sleeplm.methods.pretrain import newborn, pretrain
+from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
+from sleeplm.pretrained.hf_export import require_same_backbone
+from sleeplm.pretrained.published import find_backbone
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.run import Run, Stage
 
 STAGE = "pretrain"
+
+
+def check_backbone(config: Any) -> None:
+    """Checks that a published backbone is there and that ``model`` has its sizes.
+
+    Raises:
+      ConfigError: it names the file or the key of ``config.json`` that does not agree.
+    """
+    if not config.backbone:
+        return
+    model = backbone_config(config.model)
+    found = find_backbone(config.backbone, max_len=model.max_len).config
+    require_same_backbone(model, found, "model")
+    for name in ("bos", "eos"):
+        ours, theirs = getattr(model, name), getattr(found, name)
+        checks.require(ours == theirs, f"model.{name}", ours, f"must be {theirs}")
+
+
+def imported(run: Run, model: Model, config: Any) -> Params:
+    """Parameters of the published backbone, the same for all learners of a run."""
+    run.say(f"reading the backbone {config.backbone}")
+    found = find_backbone(config.backbone, max_len=model.config.max_len)
+    params = found.load(model.config)
+    return jax.tree.map(lambda x: jnp.stack([x] * config.seeds), params)
 
 
 def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
@@ -40,6 +68,8 @@ def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Seque
     Returns:
       The parameters with the E learners in front of every array.
     """
+    if learners[0].backbone:
+        return imported(run, model, dataclasses.replace(learners[0], seeds=len(learners)))
     like = jax.eval_shape(model.init, jax.random.key(0))
     stores = [
         pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)

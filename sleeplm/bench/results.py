@@ -56,6 +56,8 @@ class SeedRun:
       logp, logp_start: mean log-probability of the right answers, nats an answer;
         [nights, days], and at the start of life [days].
       kl: divergence to the original model after every night, nats a token; [nights].
+      general, general_start: loss on general text after every night, [nights], and before the
+        first day, nats a token.
       cluster: share of the exam's answers that are the most frequent output; [nights].
       dusk: recall of all days at dusk; [nights, days].
       tokens, flops, seconds: what the arm cost, by kind.
@@ -72,6 +74,8 @@ class SeedRun:
     logp: np.ndarray | None = None
     logp_start: np.ndarray | None = None
     kl: np.ndarray | None = None
+    general: np.ndarray | None = None
+    general_start: float | None = None
     cluster: np.ndarray | None = None
     dusk: np.ndarray | None = None
     routing: Routing | None = None
@@ -160,6 +164,7 @@ def _seed_run(where: str, entry: Mapping[str, Any]) -> SeedRun:
         "awake": lambda value: _vector(value, days),
         "pretrain": lambda value: _vector(value, days),
         "pretrain_start": _finite,
+        "general_start": _finite,
         "routing": lambda value: _routing(value, days),
         "nights": lambda value: _labels(value, days),
         "seconds": lambda value: _amounts({"total": value} if _real(value) else value),
@@ -173,7 +178,7 @@ def _seed_run(where: str, entry: Mapping[str, Any]) -> SeedRun:
         "run": str,
     }
     read |= dict.fromkeys(("logp", "dusk"), lambda value: _array(value, (days, days)))
-    for name in ("forward", "floor", "logp_start", "kl", "cluster"):
+    for name in ("forward", "floor", "logp_start", "kl", "cluster", "general"):
         read[name] = lambda value: _array(value, (days,))
     read |= dict.fromkeys(("bits", "tokens", "flops"), _amounts)
     given = [name for name in read if name in REQUIRED or entry.get(name) is not None]

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
+from sleeplm.bench.general import general_loss, general_of
 from sleeplm.bench.lives import Bench, learners_of, live
 from sleeplm.bench.material import check_world, cut_asleep, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
-from sleeplm.bench.pretraining import pretrained
+from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.core import checks
@@ -86,6 +87,11 @@ class RetentionConfig:
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
+      backbone: a published model instead of one that is pretrained here: ``smollm2``, a GGUF file
+        or a Hugging Face folder, see :func:`~sleeplm.pretrained.published.find_backbone`. ``model``
+        has its sizes, and what is "known" before the first day is what it makes of those facts.
+      general: file of plain text (as ``text``) that every exam reads, to tell general ability from
+        what the days were about; general_tokens: how much of its beginning.
       text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
         of it, at most. data_dir, manual_dir: where TFDS keeps data sets, and files that one has
         to fetch by hand.
@@ -109,6 +115,9 @@ class RetentionConfig:
     wear: float = 0.5
     exam_pretrain: int = 196
     exam_per_day: int = 0
+    backbone: str = ""
+    general: str = ""
+    general_tokens: int = 4096
     text: str = ""
     text_lines: int = 20_000
     data_dir: str = ""
@@ -135,7 +144,8 @@ class RetentionConfig:
         checks.positive_integer("seeds", self.seeds)
         for name in ("seed", "world_seed"):
             checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
-        for name in ("statements", "questions", "keep", "exam_pretrain", "pretrain_people"):
+        counts = ("statements", "questions", "keep", "exam_pretrain", "pretrain_people")
+        for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
         checks.fraction("wear", self.wear)
         for name in ("exam_per_day", "text_lines", "days", "night_facts"):
@@ -150,6 +160,7 @@ class RetentionConfig:
         checks.at_least("model.max_len", self.model.max_len, longest)
         checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
         backbone_config(self.model)
+        check_backbone(self)
         days = check_world(self)
         for i, level in enumerate(self.model.levels):
             if level.night:
@@ -226,14 +237,17 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, learners, materials)
-    examine = jax.jit(for_each(grade(backbone)))
     slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
-    start = jax.device_get(examine({"params": params, "slots": slots}, paper))
+    newborn = {"params": params, "slots": slots}
+    start = jax.device_get(jax.jit(for_each(grade(backbone)))(newborn, paper))
+    if (general := general_of(config, materials)) is not None:
+        read = jax.jit(for_each(general_loss(backbone)))
+        start["general"] = jax.device_get(read(newborn, general))
     run.say(
         f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
         f"{start['recall'][:, :-1].mean():.2f} of the days"
     )
-    bench = Bench(config, learners, materials, paper, params, start)
+    bench = Bench(config, learners, materials, paper, params, start, general)
     for name, arm in arms.items():
         live(bench, run, name, arm)
     results = outcomes(bench, run, arms)

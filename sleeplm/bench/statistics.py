@@ -259,6 +259,13 @@ def _total(amounts: Mapping[str, float]) -> np.ndarray | None:
     return np.array([total(amounts)]) if amounts else None
 
 
+def _perplexity_rise(run: SeedRun) -> np.ndarray | None:
+    """Of general text, after the last night, as a share of what it was before the first day."""
+    if run.general is None or run.general_start is None:
+        return None
+    return np.exp(run.general[-1:] - run.general_start) - 1
+
+
 #: Every figure of an arm. The mean of all but costs is compared between arms.
 FIGURES = (
     Figure("mean_recall_last", lambda run: run.matrix[-1]),
@@ -272,6 +279,7 @@ FIGURES = (
     Figure("pretrain_last", lambda run: run.pretrain[-1:]),
     Figure("pretrain_lost", lambda run: run.pretrain_start - run.pretrain[-1:]),
     Figure("kl_last", lambda run: _last(run.kl)),
+    Figure("perplexity_rise", _perplexity_rise),
     Figure("cluster_largest", lambda run: None if run.cluster is None else run.cluster.max()[None]),
     Figure("lift_last", lambda run: _row(lift(run))),
     Figure("routing_learned", lambda run: _routed(run, "learned")),
@@ -293,6 +301,7 @@ CURVES: dict[str, Callable[[SeedRun], np.ndarray | None]] = {
     "dawn": lambda run: np.diagonal(run.matrix),
     "pretrain": lambda run: run.pretrain,
     "kl": lambda run: run.kl,
+    "general": lambda run: run.general,
     "cluster": lambda run: run.cluster,
     "routing_learned": lambda run: None if run.routing is None else run.routing.learned,
     "routing_oracle": lambda run: None if run.routing is None else run.routing.oracle,

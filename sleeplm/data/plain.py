@@ -41,6 +41,21 @@ def read_pieces(path: str, limit: int, words: int, seed: int) -> list[Document]:
     ]
 
 
+def read_text(path: str, field: str = "text") -> str:
+    """All of a file, as :func:`read_pieces` reads it, its paragraphs on lines of their own.
+
+    Args:
+      field: the setting that names it, for messages.
+
+    Raises:
+      ConfigError: when the file cannot be read, or has no text.
+    """
+    text = "\n".join(_paragraphs(path, field))
+    if not text:
+        raise ConfigError(field, path, "has no text")
+    return text
+
+
 def first_words(text: str, count: int) -> str:
     """The first ``count`` words of a text."""
     return " ".join(text.split()[:count])
@@ -53,9 +68,9 @@ def _cut(words: list[str], most: int) -> Iterator[str]:
         yield " ".join(words[len(words) * i // count : len(words) * (i + 1) // count])
 
 
-def _paragraphs(path: str) -> Iterator[str]:
+def _paragraphs(path: str, field: str = "text") -> Iterator[str]:
     is_json = ".jsonl" in pathlib.Path(path).suffixes
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, field), start=1):
         if not line.strip():
             continue
         if not is_json:
@@ -72,7 +87,7 @@ def _paragraphs(path: str) -> Iterator[str]:
         yield from text.splitlines()
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str, field: str) -> list[str]:
     file = pathlib.Path(path).expanduser()
     try:
         raw = file.read_bytes()
@@ -85,4 +100,4 @@ def _lines(path: str) -> list[str]:
         raise ConfigError(place(path, line), bad, "is not UTF-8: save the file as UTF-8") from None
     except (OSError, EOFError) as error:
         remedy = f"cannot be read ({getattr(error, 'strerror', None) or error}): name a text file"
-        raise ConfigError("text", path, remedy) from None
+        raise ConfigError(field, path, remedy) from None

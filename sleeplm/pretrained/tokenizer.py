@@ -63,6 +63,14 @@ class ImportedTokenizer:
         added = self.bpe.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
 
+    def alike_anywhere(self) -> ImportedTokenizer:
+        """The same with a ``lead`` of one space, if words need it to have the same tokens at the
+        start of a text and in its middle."""
+        both = self.encode("word word")
+        half = len(both) // 2
+        same = both[:half] == both[half:]
+        return self if same else dataclasses.replace(self, lead=" ")
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without special tokens."""
         return self.encode_batch([text])[0]

@@ -124,3 +124,13 @@ def test_a_folder_that_the_reference_writes_gives_the_same_tokenizer(ours, their
     assert found.encode_batch(TEXTS + SPELT) == ours.encode_batch(TEXTS + SPELT)
     assert (found.pad, found.bos, found.eos) == (ours.pad, ours.bos, ours.eos)
     assert found.encode_chat(CONVERSATIONS[1]) == ours.encode_chat(CONVERSATIONS[1])
+
+
+def test_a_name_has_the_same_tokens_wherever_it_stands_if_asked_for(smollm2):
+    plain = gguf_tokenizer(smollm2)
+    alike = plain.alike_anywhere()
+    name, text = "Ouagadougou", "Go to Ouagadougou now"
+    assert plain.encode(name) != alike.encode(name)
+    tokens, whole = alike.encode(name), alike.encode(text)
+    assert any(whole[i : i + len(tokens)] == tokens for i in range(len(whole)))
+    assert alike.decode(whole) == text and alike.alike_anywhere() == alike

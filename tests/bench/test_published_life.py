@@ -1,0 +1,140 @@
+"""A life on a published backbone: its weights and tokenizer, and general text in every exam."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleeplm import cli
+from sleeplm.bench.general import general_loss, general_rows
+from sleeplm.bench.material import prepare
+from sleeplm.bench.pretraining import pretrained
+from sleeplm.core.errors import ConfigError
+from sleeplm.data.text import train_bpe
+from sleeplm.data.tokenizer_files import hf_tokenizer, hf_tokenizer_config
+from sleeplm.models.graft import backbone_config
+from sleeplm.models.transformer import Model
+from sleeplm.pretrained.hf_export import save_backbone
+from sleeplm.runtime.config import check, load_config
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import Run
+
+LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
+TEXT = "The cat sat on the mat and looked at the moon for a long while.\n" * 40
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe([TEXT], 320)
+
+
+@pytest.fixture(scope="module")
+def published(tokenizer, tmp_path_factory):
+    """A folder as others publish models, its weights, and a file of general text."""
+    folder = tmp_path_factory.mktemp("published")
+    model = load_config(LIFE, [f"--config.model.vocab_size={tokenizer.vocab_size}"]).model
+    params = Model(backbone_config(model)).init(jax.random.key(5))
+    save_backbone(folder, model, params)
+    (folder / "tokenizer.json").write_text(json.dumps(hf_tokenizer(tokenizer)))
+    (folder / "tokenizer_config.json").write_text(json.dumps(hf_tokenizer_config(96)))
+    (folder / "general.txt").write_text(TEXT)
+    return folder, params
+
+
+def settings(published, tokenizer, **changes):
+    folder, _ = published
+    overrides = {
+        "backbone": folder,
+        "general": folder / "general.txt",
+        "general_tokens": 300,
+        "model.vocab_size": tokenizer.vocab_size,
+        **changes,
+    }
+    return [f"--config.{name}={value}" for name, value in overrides.items()]
+
+
+@pytest.fixture
+def config(published, tokenizer):
+    return load_config(LIFE, settings(published, tokenizer))
+
+
+def test_nothing_is_pretrained_and_every_learner_starts_with_the_published_weights(
+    config, published, tmp_path
+):
+    check(config)
+    run = Run(tmp_path / "run", config, quiet=True)
+    model = Model(backbone_config(config.model))
+    found = pretrained(run, model, [config, config], [None, None])
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(published[1]), strict=True):
+        np.testing.assert_array_equal(ours, np.stack([theirs, theirs]))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_texts_are_read_with_the_published_tokenizer(config, tokenizer):
+    material = prepare(config)
+    texts = [document.text for document in material.curriculum.days[0]]
+    for row, text in zip(material.days[0], texts, strict=True):
+        assert row == [1, *tokenizer.encode(text), 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model.vocab_size": 400}, "model: vocab_size"),
+        ({"model.n_layers": 2}, "model: num_hidden_layers"),
+        ({"model.bos": 3}, r"model\.bos"),
+        ({"backbone": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_model_of_other_sizes_is_refused_by_name(published, tokenizer, changes, field):
+    with pytest.raises(ConfigError, match=field):
+        check(load_config(LIFE, settings(published, tokenizer, **changes)))
+
+
+def test_general_text_is_read_in_whole_rows(config, tokenizer):
+    rows = general_rows(config, tokenizer)
+    width = config.day.length
+    assert rows.shape == (300 // (width - 1), width)
+    assert (rows[:, 0] == 1).all()
+    text = tokenizer.encode(TEXT.strip())
+    np.testing.assert_array_equal(rows[:, 1:].reshape(-1), text[: rows[:, 1:].size])
+
+
+def test_its_loss_is_that_of_the_whole_rows_by_hand(config, published, tokenizer):
+    model, rows = Model(backbone_config(config.model)), general_rows(config, tokenizer)
+    variables = {"params": published[1], "slots": model.init_slots()}
+    logp = jax.nn.log_softmax(model.logits(variables, jnp.asarray(rows))[:, :-1])
+    each = jnp.take_along_axis(logp, rows[:, 1:, None], 2)
+    found = jax.jit(general_loss(model))(variables, rows)
+    assert float(found) == pytest.approx(-float(each.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("content", ["", "too short"])
+def test_too_little_general_text_is_one_line(config, tokenizer, tmp_path, content):
+    (tmp_path / "short.txt").write_text(content)
+    short = dataclasses.replace(config, general=str(tmp_path / "short.txt"))
+    with pytest.raises(ConfigError, match="general"):
+        general_rows(short, tokenizer)
+
+
+@pytest.mark.slow
+def test_a_whole_life_reports_how_general_text_is_read(published, tokenizer, tmp_path):
+    place = tmp_path / "run"
+    arguments = settings(published, tokenizer, arms="['sleep']")
+    assert cli.main(["run", LIFE, "--workdir", str(place), "--quiet", *arguments]) == 0
+    (learner,) = json.loads((place / "results.json").read_text())["arms"]["sleep"]
+    exams = [line for line in read_metrics(place / "metrics.jsonl") if line["event"] == "exam"]
+    dawns = [line["general"][0] for line in exams if line["when"] == "dawn"]
+    assert learner["general"] == dawns
+    assert len(set([learner["general_start"], *dawns])) == 3  # a life changes how it reads
+    arm = json.loads((place / "report.json").read_text())["arms"]["sleep"]
+    rise = arm["figures"]["perplexity_rise"]["mean"]
+    assert rise == pytest.approx(math.exp(dawns[-1] - learner["general_start"]) - 1, abs=1e-6)
+    assert "perplexity of general text" in (place / "report.md").read_text()
