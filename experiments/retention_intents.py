@@ -15,6 +15,7 @@ backbone has read the atlas facts only, and accuracy is lower. What to expect is
 from sleeplm.bench.presets import UNSEEN, bench, night
 from sleeplm.bench.retention import RetentionConfig
 from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.pretrain import PretrainConfig
 
 
 def get_config(world: str = "clinc150") -> RetentionConfig:
@@ -26,6 +27,8 @@ def get_config(world: str = "clinc150") -> RetentionConfig:
         epochs=5.0,
         slots=10,
         length=64,
+        # Prose is more to learn than a world of facts: longer than the other experiments.
+        pretrain=PretrainConfig(steps=6000, batch=16, length=64, chunk=20),
         seed=UNSEEN,
         world_seed=UNSEEN,
         seeds=3,
