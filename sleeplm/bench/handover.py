@@ -32,8 +32,10 @@ from sleeplm.methods.config import SleepConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import SHARD_BYTES, save_backbone
+from sleeplm.pretrained.hf_tokenizer import tokenizer_files as imported_files
 from sleeplm.pretrained.memories import History, Memories, export_memories
 from sleeplm.pretrained.memory_files import has_memories, write_memories
+from sleeplm.pretrained.published import find_backbone, folder_of
 from sleeplm.pretrained.tensor_files import new_folder, write_text
 from sleeplm.runtime import config as configs
 from sleeplm.runtime.checkpoint import Checkpoints
@@ -201,8 +203,8 @@ def export(
       nights: only the experts of these nights, counted from 0, without a base.
       parts: ``base``, the Hugging Face folder, and ``memories``.
       cues: with the reservoir of cues. dtype: of a base that is exported alone, to be rounded.
-      source: the Hugging Face folder that an imported backbone came from, whose tokenizer is taken
-        over; None: the tokenizer is the run's own.
+      source: the Hugging Face folder that an imported backbone came from, whose tokenizer and other
+        settings are taken over; None: the run's ``backbone``, if that is a folder.
       force: replace what an earlier export of memories left in ``out``.
 
     Returns:
@@ -229,6 +231,8 @@ def export(
             config = lived.arm.model.config
             settings: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes}
             if source is None:
+                source = folder_of(lived.config.backbone)
+            if source is None:
                 _write_tokenizer(folder, lived)
                 settings["keys"] = SPECIAL
             save_backbone(folder, config, lived.state.params, source=source, **settings)
@@ -238,16 +242,22 @@ def export(
 
 
 def _write_tokenizer(folder: pathlib.Path, lived: Lived) -> None:
+    for name, content in _tokenizer_files(lived).items():
+        write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _tokenizer_files(lived: Lived) -> dict[str, dict[str, Any]]:
+    max_len = lived.config.model.max_len
+    if lived.config.backbone:
+        return imported_files(find_backbone(lived.config.backbone).read_tokenizer(), max_len)
     material = prepare(lived.config)
     if digest(material.curriculum) != lived.world:
         remedy = "its texts are not those that the run has read: the tokenizer would be another"
         raise ConfigError("world", lived.config.world, remedy)
-    files = {
+    return {
         TOKENIZER: hf_tokenizer(material.tokenizer),
-        TOKENIZER_CONFIG: hf_tokenizer_config(lived.config.model.max_len),
+        TOKENIZER_CONFIG: hf_tokenizer_config(max_len),
     }
-    for name, content in files.items():
-        write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def sleep_of(memories: Memories) -> SleepConfig:

@@ -14,6 +14,7 @@ from sleeplm.pretrained.tokenizer import ImportedTokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+NAMED = ("bos", "eos", "pad")
 #: Where ids may stand if the tokenizer's settings name no token, the first that says it counts.
 IDS = ("generation_config.json", "config.json")
 
@@ -58,6 +59,25 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
     checks.require(bool(ends), f"{SETTINGS}: eos_token", None, "must name what ends a text")
     pad, bos = (next(iter(ids(name)), ends[0]) for name in ("pad", "bos"))
     return ImportedTokenizer(bpe, pad, bos, ends[0], tuple(ends), _template(root, settings))
+
+
+def tokenizer_files(tokenizer: ImportedTokenizer, max_len: int) -> dict[str, dict[str, Any]]:
+    """The files that :func:`read_tokenizer` reads the same tokenizer from, by name.
+
+    For backbones that come from no folder: of one that does, its own files are the better copy.
+
+    Args:
+      max_len: longest sequence that the model is made for.
+    """
+    named = {f"{n}_token": tokenizer.bpe.id_to_token(getattr(tokenizer, n)) for n in NAMED}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "chat_template": tokenizer.chat_template,
+        "model_max_length": max_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {TOKENIZER: json.loads(tokenizer.bpe.to_str()), SETTINGS: settings}
 
 
 def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:

@@ -37,6 +37,13 @@ class Published:
     read_tokenizer: Callable[[], ImportedTokenizer]
 
 
+def folder_of(name: str) -> pathlib.Path | None:
+    """The Hugging Face folder that a backbone's name is, if it is one."""
+    if not name or name == SMOLLM2 or name.endswith(GGUF):
+        return None
+    return pathlib.Path(name).expanduser()
+
+
 def find_backbone(
     name: str,
     *,
@@ -55,8 +62,8 @@ def find_backbone(
       ConfigError: there is no such model, or it asks for something that is not supported.
     """
     settings = {"max_len": max_len, "dtype": dtype, "param_dtype": param_dtype}
-    if name != SMOLLM2 and not name.endswith(GGUF):
-        folder = pathlib.Path(name).expanduser()
+    folder = folder_of(name)
+    if folder is not None:
         return Published(
             config=read_config(folder, **settings),  # type: ignore[arg-type]
             load=functools.partial(load_params, folder),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sleeplm import cli
 from sleeplm.bench.general import general_loss, general_rows
@@ -124,11 +125,18 @@ def test_too_little_general_text_is_one_line(config, tokenizer, tmp_path, conten
         general_rows(short, tokenizer)
 
 
-@pytest.mark.slow
-def test_a_whole_life_reports_how_general_text_is_read(published, tokenizer, tmp_path):
-    place = tmp_path / "run"
+@pytest.fixture(scope="module")
+def lived(published, tokenizer, tmp_path_factory):
+    """The directory of a whole life through the command line."""
+    place = tmp_path_factory.mktemp("lived") / "run"
     arguments = settings(published, tokenizer, arms="['sleep']")
     assert cli.main(["run", LIFE, "--workdir", str(place), "--quiet", *arguments]) == 0
+    return place
+
+
+@pytest.mark.slow
+def test_a_whole_life_reports_how_general_text_is_read(lived):
+    place = lived
     (learner,) = json.loads((place / "results.json").read_text())["arms"]["sleep"]
     exams = [line for line in read_metrics(place / "metrics.jsonl") if line["event"] == "exam"]
     dawns = [line["general"][0] for line in exams if line["when"] == "dawn"]
@@ -138,3 +146,18 @@ def test_a_whole_life_reports_how_general_text_is_read(published, tokenizer, tmp
     rise = arm["figures"]["perplexity_rise"]["mean"]
     assert rise == pytest.approx(math.exp(dawns[-1] - learner["general_start"]) - 1, abs=1e-6)
     assert "perplexity of general text" in (place / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_what_it_hands_on_is_the_published_model_and_memories_for_it(lived, published, tmp_path):
+    out, folder = tmp_path / "out", published[0]
+    assert cli.main(["export", str(lived), "--out", str(out)]) == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    ours, theirs = (load_file(place / "model.safetensors") for place in (out, folder))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor)
+    again = tmp_path / "again"
+    taken = ["import-memories", str(out), "--base", str(folder), "--out", str(again)]
+    assert cli.main(taken) == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
 from tokenizers import pre_tokenizers
 
 from sleeplm.pretrained.gguf_tokenizer import gguf_tokenizer
-from sleeplm.pretrained.hf_tokenizer import read_tokenizer
+from sleeplm.pretrained.hf_tokenizer import read_tokenizer, tokenizer_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ["README.md", "docs/method.md", "sleeplm/models/decode.py", "Makefile"]
@@ -134,3 +135,13 @@ def test_a_name_has_the_same_tokens_wherever_it_stands_if_asked_for(smollm2):
     tokens, whole = alike.encode(name), alike.encode(text)
     assert any(whole[i : i + len(tokens)] == tokens for i in range(len(whole)))
     assert alike.decode(whole) == text and alike.alike_anywhere() == alike
+
+
+def test_written_into_a_folder_it_is_read_as_the_same_again(ours, lines, tmp_path):
+    for name, content in tokenizer_files(ours, 2048).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    again = read_tokenizer(tmp_path)
+    assert again.encode_batch(lines) == ours.encode_batch(lines)
+    assert (again.pad, again.bos, again.eos) == (ours.pad, ours.bos, ours.eos)
+    talk = [{"role": "user", "content": "Why?"}]
+    assert again.encode_chat(talk) == ours.encode_chat(talk)
