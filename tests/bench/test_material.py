@@ -44,6 +44,7 @@ def config(**changes) -> SimpleNamespace:
         "wear": 0.5,
         "exam_pretrain": 30,
         "exam_per_day": 0,
+        "backbone": "",
         "text": "",
         "text_lines": 100,
         "data_dir": "",
