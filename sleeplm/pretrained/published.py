@@ -44,6 +44,13 @@ def folder_of(name: str) -> pathlib.Path | None:
     return pathlib.Path(name).expanduser()
 
 
+@functools.lru_cache(maxsize=1)
+def _read_once(path: pathlib.Path, changed: int) -> GgufFile:
+    """A run asks several times, and reading the metadata of 49,152 tokens takes seconds."""
+    del changed
+    return read_gguf(path)
+
+
 def find_backbone(
     name: str,
     *,
@@ -69,7 +76,8 @@ def find_backbone(
             load=functools.partial(load_params, folder),
             read_tokenizer=functools.partial(read_tokenizer, folder),
         )
-    file: GgufFile = read_gguf(smollm2_file() if name == SMOLLM2 else name)
+    path = smollm2_file() if name == SMOLLM2 else pathlib.Path(name).expanduser()
+    file = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
 
     def load(config: ModelConfig, shardings: PyTree | None = None) -> Params:
         return load_gguf(file, config, shardings)
