@@ -12,7 +12,6 @@ transformers, which the package itself does not.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import time
@@ -31,7 +30,7 @@ from sleeplm.methods.objectives import language_model
 from sleeplm.models.decode import generate
 from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
-from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
+from sleeplm.pretrained.gguf_file import smollm2_file
 from sleeplm.pretrained.grafts import cheap
 from sleeplm.pretrained.hf_export import hf_config
 from sleeplm.pretrained.published import SMOLLM2, find_backbone
@@ -94,7 +93,7 @@ def reference(model: Model) -> Any:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = transformers.LlamaConfig.from_dict(hf_config(model.config))
     theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    path = str(read_gguf(smollm2_file()).path)
+    path = str(smollm2_file())
     found = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)
     theirs.load_state_dict(found["tensors"], strict=False)  # the unembedding is tied
     return theirs.eval()
@@ -146,7 +145,7 @@ def steps(
         return total / weight
 
     whole = jax.jit(jax.value_and_grad(loss))
-    grown = Model(dataclasses.replace(cheap(model.config), max_len=model.config.max_len))
+    grown = Model(cheap(model.config))
     life = learner(grown, SleepConfig())
     state = jax.jit(lambda p: life.init(graft(grown, p, key), key))(params)
     awake = jax.jit(life.wake)

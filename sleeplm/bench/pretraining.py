@@ -47,12 +47,11 @@ def check_backbone(config: Any) -> None:
         checks.require(ours == theirs, f"model.{name}", ours, f"must be {theirs}")
 
 
-def imported(run: Run, model: Model, config: Any) -> Params:
-    """Parameters of the published backbone, the same for all learners of a run."""
-    run.say(f"reading the backbone {config.backbone}")
-    found = find_backbone(config.backbone, max_len=model.config.max_len)
-    params = found.load(model.config)
-    return jax.tree.map(lambda x: jnp.stack([x] * config.seeds), params)
+def imported(run: Run, model: Model, name: str, learners: int) -> Params:
+    """Parameters of the published backbone ``name``, the same for all learners of a run."""
+    run.say(f"reading the backbone {name}")
+    params = find_backbone(name, max_len=model.config.max_len).load(model.config)
+    return _stack([params] * learners)
 
 
 def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
@@ -69,7 +68,7 @@ def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Seque
       The parameters with the E learners in front of every array.
     """
     if learners[0].backbone:
-        return imported(run, model, dataclasses.replace(learners[0], seeds=len(learners)))
+        return imported(run, model, learners[0].backbone, len(learners))
     like = jax.eval_shape(model.init, jax.random.key(0))
     stores = [
         pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)

@@ -59,10 +59,9 @@ def text_judge(
         reference: Array,
         reference_mask: Array,
     ) -> Array:
-        ours = _sentences(candidate, candidate_mask, eos, context)
-        theirs = _sentences(reference, reference_mask, eos, context)
         shape = jax.ShapeDtypeStruct(candidate.shape[:1], jnp.float32)
-        return _ask(host, shape, variables, ours, theirs)
+        sides = (candidate, candidate_mask), (reference, reference_mask)
+        return _ask(host, shape, variables, sides, eos, context)
 
     return judge
 
@@ -96,10 +95,9 @@ class SemanticJudge:
             decode = _decoder(self.decode, reader)
             return _read(self.pieces, rows, decode, self.length, self.rule)
 
-        ours = _sentences(candidate, candidate_mask, self.eos, self.context)
-        theirs = _sentences(reference, reference_mask, self.eos, self.context)
         shapes = _shapes(candidate.shape[0], self.length)
-        reading: Reading = _ask(host, shapes, variables, ours, theirs)
+        sides = (candidate, candidate_mask), (reference, reference_mask)
+        reading: Reading = _ask(host, shapes, variables, sides, self.eos, self.context)
         vectors = _embed_used(self.encoder, self.params, reading)
         cosine = jnp.sum(vectors[reading.ours] * vectors[reading.theirs], axis=1)
         verdict = (cosine >= self.threshold - 1e-6).astype(jnp.float32)
@@ -279,10 +277,15 @@ def _ask(
     host: Callable[[Rows, int], Any],
     shapes: Any,
     variables: Variables,
-    ours: tuple[Array, Array],
-    theirs: tuple[Array, Array],
+    sides: Sequence[tuple[Array, Array]],
+    eos: int,
+    context: bool,
 ) -> Any:
-    """What the host says of the rows; learners that are mapped over come in one call."""
+    """What the host says of both sides' rows, (tokens, mask) each.
+
+    Learners that are mapped over come in one call.
+    """
+    read = [part for side in sides for part in _sentences(*side, eos, context)]
 
     def answer(reader: Any, *arrays: Any) -> Any:
         readers, rows = np.asarray(reader), [np.asarray(x) for x in arrays]
@@ -297,7 +300,7 @@ def _ask(
         return jax.tree.map(lambda *x: np.stack(x).reshape(*front, *x[0].shape), *each)
 
     reader = jnp.asarray((variables or {}).get("reader", 0), jnp.int32)
-    return jax.pure_callback(answer, shapes, reader, *ours, *theirs, vmap_method="broadcast_all")
+    return jax.pure_callback(answer, shapes, reader, *read, vmap_method="broadcast_all")
 
 
 def _embed_used(encoder: Encoder, weights: Params, reading: Reading) -> Array:

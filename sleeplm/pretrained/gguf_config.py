@@ -20,18 +20,21 @@ from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.pretrained.gguf_file import GgufFile
-from sleeplm.pretrained.hf_config import DEFAULT_THETA, FAMILIES, MLP, text_ends, with_context
+from sleeplm.pretrained.hf_config import (
+    DEFAULT_THETA,
+    FAMILIES,
+    MLP,
+    keys_of,
+    text_ends,
+    with_context,
+)
 
 EMBED, UNEMBED, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
 
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-SIZES = _keys("embedding_length feed_forward_length block_count attention.head_count")
+SIZES = keys_of("embedding_length feed_forward_length block_count attention.head_count")
 #: Keys under the architecture's name that are read, or that change nothing here.
-USED = SIZES | _keys("""
+USED = SIZES | keys_of("""
     context_length vocab_size attention.head_count_kv attention.key_length attention.value_length
     attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count rope.scaling.type
     rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned

@@ -24,12 +24,13 @@ FAMILIES = ("llama", "qwen3")
 MLP = "mlp"  # the level that an imported block's own MLP becomes
 
 
-def _keys(text: str) -> frozenset[str]:
+def keys_of(text: str) -> frozenset[str]:
+    """Names of keys, written in one string."""
     return frozenset(text.split())
 
 
 #: Keys that change nothing of what the model computes here.
-IGNORED = _keys("""
+IGNORED = keys_of("""
     architectures auto_map pad_token_id cls_token_id sep_token_id
     dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
     is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
@@ -48,10 +49,10 @@ FIXED: Mapping[str, tuple] = {
     "tie_encoder_decoder": (False,),
     "add_cross_attention": (False,),
 }
-SIZES = _keys("""
+SIZES = keys_of("""
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
 """)
-USED = SIZES | _keys("""
+USED = SIZES | keys_of("""
     model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta
     rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
     bos_token_id eos_token_id
@@ -80,6 +81,19 @@ def read_config(
     Raises:
       ConfigError: the file cannot be read, or asks for something that is not supported.
     """
+    raw = read_raw(folder)
+    config = model_config(raw)
+    longest = raw.get("max_position_embeddings", 2048)
+    checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
+    return with_context(config, longest, max_len, dtype, param_dtype)
+
+
+def read_raw(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a folder.
+
+    Raises:
+      ConfigError: there is none, or it is no JSON object.
+    """
     path = pathlib.Path(folder).expanduser() / CONFIG
     try:
         raw = json.loads(path.read_text())
@@ -87,10 +101,7 @@ def read_config(
         remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
         raise ConfigError("model folder", str(folder), remedy) from None
     checks.require(isinstance(raw, dict), str(path), type(raw).__name__, "must be a JSON object")
-    config = model_config(raw)
-    longest = raw.get("max_position_embeddings", 2048)
-    checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
-    return with_context(config, longest, max_len, dtype, param_dtype)
+    return raw
 
 
 def with_context(

