@@ -41,7 +41,7 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 """
 
 
-FLAGS = ("--workdir", "--resume", "--quiet", "--debug", "--out", "--help")
+FLAGS = ("--workdir", "--resume", "--quick", "--quiet", "--debug", "--out", "--help")
 HANDOVER = ("--out", "--force", "--debug", "--help")
 #: What a misspelt flag of a command may have meant, where that is not among ``FLAGS``.
 FLAGS_OF = {
@@ -83,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--resume", action="store_true", help="go on where a run in --workdir stopped, or start it"
+    )
+    run.add_argument(
+        "--quick",
+        action="store_true",
+        help="a short version of the experiment, where the file has one: get_quick_config()",
     )
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -219,7 +224,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     from sleeplm.runtime.lifecycle import Stopped, StopRequest
     from sleeplm.runtime.run import Run
 
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, overrides, options.quick)
     if not callable(getattr(config, "run", None)):
         raise ConfigError(
             "config", options.config, "get_config() must return a job: it has no run()"
@@ -242,7 +247,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
             )
             config.run(run)
         except Stopped as stopped:
-            words = ["sleeplm", "run", options.config, *overrides, "--workdir", str(directory)]
+            quick = ["--quick"] if options.quick else []
+            words = ["sleeplm", "run", options.config, *quick, *overrides]
+            words += ["--workdir", str(directory)]
             again = f"{shlex.join(words)} --resume"
             return _complain(
                 f"stopped by {stopped}; saved. Go on with: {again}", 128 + stopped.signum

@@ -26,7 +26,8 @@ def class_answers(material: Material, width: int) -> np.ndarray:
     """Tokens of every label with the stop token, int32 [K, width], padded with 0."""
     out = np.zeros((len(labels_of(material)), width), np.int32)
     for row, tokens in zip(out, material.tokenizer.encode_batch(labels_of(material)), strict=True):
-        answer = [*tokens, material.tokenizer.eos][:width]
+        tokenizer = material.tokenizer
+        answer = [*tokens, *tokenizer.turns.end, tokenizer.eos][:width]
         row[: len(answer)] = answer
     return out
 

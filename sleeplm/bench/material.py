@@ -58,8 +58,9 @@ def prepare(config: Any) -> Material:
     if is_labelled(config):
         from sleeplm.data.labels import cut_to_rows
 
-        room = min(config.day.length, config.model.max_len)
-        curriculum = cut_to_rows(curriculum, tokenizer.encode_batch, config.pretrain.length, room)
+        rooms = config.pretrain.length, min(config.day.length, config.model.max_len)
+        turns = len(tokenizer.turns)
+        curriculum = cut_to_rows(curriculum, tokenizer.encode_batch, *(n - turns for n in rooms))
     material = Material(
         curriculum=curriculum,
         tokenizer=tokenizer,
@@ -77,7 +78,8 @@ def _tokenizer(config: Any, curriculum: Curriculum) -> Any:
     if not config.backbone:
         return train_tokenizer(curriculum.pretrain, config.model.vocab_size)
     found = find_backbone(config.backbone, max_len=config.model.max_len)
-    return found.read_tokenizer().alike_anywhere()  # names are found in texts by their tokens
+    tokenizer = found.read_tokenizer().alike_anywhere()  # names are found in texts by their tokens
+    return tokenizer.in_turns(config.model.eos) if config.chat else tokenizer
 
 
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:

@@ -42,7 +42,8 @@ def check_backbone(config: Any) -> None:
     model = backbone_config(config.model)
     found = find_backbone(config.backbone, max_len=model.max_len).config
     require_same_backbone(model, found, "model")
-    for name in ("bos", "eos"):
+    # A conversation's texts hold several turns: they end otherwise than a turn does.
+    for name in ("bos",) if config.chat else ("bos", "eos"):
         ours, theirs = getattr(model, name), getattr(found, name)
         checks.require(ours == theirs, f"model.{name}", ours, f"must be {theirs}")
 

@@ -90,6 +90,8 @@ class RetentionConfig:
       backbone: a published model instead of one that is pretrained here: ``smollm2``, a GGUF file
         or a Hugging Face folder, see :func:`~sleeplm.pretrained.published.find_backbone`. ``model``
         has its sizes, and what is "known" before the first day is what it makes of those facts.
+      chat: questions and answers are turns of a conversation, as the backbone's chat template has
+        them; ``model.eos`` is then what ends a text, not what ends a turn.
       general: file of plain text (as ``text``) that every exam reads, to tell general ability from
         what the days were about; general_tokens: how much of its beginning.
       text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
@@ -116,6 +118,7 @@ class RetentionConfig:
     exam_pretrain: int = 196
     exam_per_day: int = 0
     backbone: str = ""
+    chat: bool = False
     general: str = ""
     general_tokens: int = 4096
     text: str = ""
@@ -160,6 +163,8 @@ class RetentionConfig:
         checks.at_least("model.max_len", self.model.max_len, longest)
         checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
         backbone_config(self.model)
+        remedy = "only a published model has a chat template: name one as backbone"
+        checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
         check_backbone(self)
         days = check_world(self)
         for i, level in enumerate(self.model.levels):

@@ -117,3 +117,21 @@ class Phase(NamedTuple):
 
     init: Callable[[Params, Array], PyTree]
     step: Callable[[State, PyTree, Array], tuple[State, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Tokens around a question and its answer where they are turns of a conversation.
+
+    A row is ``<bos> before question between answer end <eos>``.
+    """
+
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.between) + len(self.end)
+
+
+PLAIN = Turns()  # questions and answers are running text

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import PLAIN, Turns
 from sleeplm.data.facts import Document
 
 PAD, BOS, EOS = 0, 1, 2
@@ -37,6 +38,7 @@ class Tokenizer:
     """
 
     bpe: tokenizers.Tokenizer
+    turns: Turns = PLAIN
 
     @property
     def bos(self) -> int:
@@ -148,9 +150,15 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def token_lists(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[list[int]]:
-    """``<bos> text <eos>`` of each document, unpadded: what the wake stream packs."""
-    encoded = tokenizer.encode_batch([document.text for document in documents])
-    return [[tokenizer.bos, *tokens, tokenizer.eos] for tokens in encoded]
+    """``<bos> text <eos>`` of each document, unpadded: what the wake stream packs.
+
+    Raises:
+      ConfigError: see :func:`encode_documents`.
+    """
+    return [
+        [tokenizer.bos, *asked, *told, tokenizer.eos]
+        for asked, told in _halves(tokenizer, documents)
+    ]
 
 
 def encode_documents(
@@ -159,25 +167,40 @@ def encode_documents(
     """Documents as arrays: M documents, L = ``max_len``.
 
     Returns:
-      ``tokens`` int32 [M, L]: ``<bos> text <eos>`` and padding;
-      ``answer_start`` int32 [M]: index of the answer's first token, so that the answer is
-      ``tokens[answer_start : length - 1]``; for statements 1 (all of the text counts);
+      ``tokens`` int32 [M, L]: ``<bos> text <eos>`` and padding, questions in the tokenizer's turns;
+      ``answer_start`` int32 [M]: index of the answer's first token, so that the answer and the end
+        of its turn are ``tokens[answer_start : length - 1]``; for statements 1 (all of it counts);
       ``length`` int32 [M]: tokens in use, ``<bos>`` and ``<eos>`` included.
 
     Raises:
       ConfigError: when a document is longer than ``max_len`` (the longest is named), or when
         its prompt's tokens are not a prefix of its text's tokens.
     """
-    rows = token_lists(tokenizer, documents)
-    prompts = tokenizer.encode_batch([document.prompt for document in documents])
-    for document, row, prompt in zip(documents, rows, prompts, strict=True):
-        if row[1 : 1 + len(prompt)] != prompt:
-            remedy = "its tokens must begin its text's tokens: no space at its end"
-            raise ConfigError("document.prompt", document.prompt, remedy)
+    halves = _halves(tokenizer, documents)
+    rows = [[tokenizer.bos, *asked, *told, tokenizer.eos] for asked, told in halves]
     names = [document.text for document in documents]
     tokens, length = _pad(rows, names, max_len, "document")
-    start = np.asarray([1 + len(prompt) for prompt in prompts], np.int32)
+    start = np.asarray([1 + len(asked) for asked, _ in halves], np.int32)
     return {"tokens": tokens, "answer_start": start, "length": length}
+
+
+def _halves(
+    tokenizer: Tokenizer, documents: Sequence[Document]
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each document up to its answer (none of a statement's) and from there on."""
+    texts = tokenizer.encode_batch([document.text for document in documents])
+    prompts = tokenizer.encode_batch([document.prompt for document in documents])
+    turns, halves = tokenizer.turns, []
+    for document, text, prompt in zip(documents, texts, prompts, strict=True):
+        if text[: len(prompt)] != prompt:
+            remedy = "its tokens must begin its text's tokens: no space at its end"
+            raise ConfigError("document.prompt", document.prompt, remedy)
+        answer = text[len(prompt) :]
+        if document.prompt:
+            prompt = [*turns.before, *prompt, *turns.between]
+            answer = [*answer, *turns.end]
+        halves.append((prompt, answer))
+    return halves
 
 
 def encode_cues(

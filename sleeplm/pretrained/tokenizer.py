@@ -11,6 +11,7 @@ import tokenizers
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import PLAIN, Turns
 from sleeplm.pretrained.chat import check_messages, render
 
 #: Characters that no text uses: one of them keeps a special token in a message from being one.
@@ -33,6 +34,7 @@ class ImportedTokenizer:
       chat_template: Jinja source, or None.
       lead: put in front of every text and taken away again when decoding. With ``" "`` a word has
         the same tokens at the start of a document and in its middle.
+      turns: what stands around questions and answers, see :meth:`in_turns`.
     """
 
     bpe: tokenizers.Tokenizer
@@ -42,6 +44,7 @@ class ImportedTokenizer:
     stops: tuple[int, ...] = ()
     chat_template: str | None = None
     lead: str = ""
+    turns: Turns = PLAIN
 
     def __post_init__(self):
         self.bpe.no_padding()
@@ -107,8 +110,48 @@ class ImportedTokenizer:
         written = "".join(text for message in messages for text in message.values())
         mark = next(char for char in PRIVATE if char not in written + self.chat_template)
         hidden = [{k: self._hide(v, mark) for k, v in message.items()} for message in messages]
+        return self._with_special(self._render(hidden, add_generation_prompt), mark)
+
+    def in_turns(self, eos: int) -> ImportedTokenizer:
+        """The same with questions asked, and answered, in turns as its chat template has them.
+
+        They are those of a conversation that is under way: without what stands before a first turn.
+
+        Args:
+          eos: what ends a text, which holds several turns: not what ends a turn.
+
+        Raises:
+          ConfigError: there is no chat template, its turns depend on what was said before, or
+            ``eos`` is part of a turn.
+        """
+        if self.chat_template is None:
+            raise ConfigError("chat_template", None, "this model was not made for conversations")
+        asked, answered, *_ = (char for char in PRIVATE if char not in self.chat_template)
+        earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        turn = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        start, whole = self._render(earlier, False), self._render([*earlier, *turn], False)
+        alike = whole.startswith(start) and whole.count(asked) == whole.count(answered) == 1
+        remedy = "turns that depend on what was said before are not supported"
+        checks.require(alike, "chat_template", self.chat_template[:40], remedy)
+        before, rest = whole.removeprefix(start).split(asked)
+        parts = [self._with_special(part, asked) for part in (before, *rest.split(answered))]
+        if parts[0][:1] == [self.bos]:  # it begins every text anyway
+            parts[0] = parts[0][1:]
+        special = [i for i, token in enumerate(parts[2]) if token in self.special.values()]
+        if special:  # what comes behind belongs to no answer: a line break before the next turn
+            parts[2] = parts[2][: special[0] + 1]
+        turns = Turns(*map(tuple, parts))
+        spoken = {*turns.before, *turns.between, *turns.end}
+        remedy = "ends a turn, not a text: use the model's end-of-text token"
+        checks.require(eos not in spoken, "model.eos", eos, remedy)
+        return dataclasses.replace(self, eos=eos, turns=turns)
+
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         names = {n: self.bpe.id_to_token(getattr(self, n)) or "" for n in ("bos", "eos", "pad")}
-        text = render(self.chat_template, hidden, add_generation_prompt, names)
+        return render(self.chat_template or "", messages, add_generation_prompt, names)
+
+    def _with_special(self, text: str, mark: str) -> list[int]:
+        """Tokens of a text in which special tokens are special, those with a ``mark`` excepted."""
         parts = re.split(f"({'|'.join(self._spellings)})", text) if self._spellings else [text]
         texts = self._encode([part.replace(mark, "") for part in parts[::2]])
         out = list(texts[0])

@@ -39,15 +39,17 @@ from sleeplm.runtime.annotations import (
 )
 
 PREFIX = "--config."
+MAKE, MAKE_QUICK = "get_config", "get_quick_config"
 
 
-def load_config(path: str, overrides: list[str]) -> Any:
+def load_config(path: str, overrides: list[str], quick: bool = False) -> Any:
     """Reads a configuration file and applies overrides.
 
     Args:
       path: a Python file with ``get_config()``; ``file.py:name`` calls ``get_config("name")``.
       overrides: ``--config.FIELD=VALUE`` each; ``--config.FIELD VALUE`` in two strings also works.
         A later override of the same field wins.
+      quick: the file's own short version instead, ``get_quick_config()``.
 
     Returns:
       The dataclass. Types are checked; call :func:`check` for values.
@@ -55,7 +57,7 @@ def load_config(path: str, overrides: list[str]) -> Any:
     Raises:
       ConfigError: with the field, the value and what would be right.
     """
-    config = _get_config(path)
+    config = _get_config(path, MAKE_QUICK if quick else MAKE)
     assignments = [_split(text) for text in _join(overrides)]
     _refuse_lost(assignments)
     for field, text in assignments:
@@ -97,7 +99,7 @@ def render(config: Any) -> str:
     return "\n".join(_render(to_dict(config), 0)) + "\n"
 
 
-def _get_config(path: str) -> Any:
+def _get_config(path: str, maker: str) -> Any:
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
@@ -114,18 +116,18 @@ def _get_config(path: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError("config", str(path), f"cannot be run: {_line(error)}") from error
-    make = getattr(module, "get_config", None)
+    make = getattr(module, maker, None)
     if not callable(make):
-        raise ConfigError("config", str(path), "must define get_config()")
+        raise ConfigError("config", str(path), f"must define {maker}()")
     try:
         config = make(argument) if argument else make()
     except SleepError:
         raise
     except Exception as error:
-        raise ConfigError("config", str(path), f"get_config() failed: {_line(error)}") from error
+        raise ConfigError("config", str(path), f"{maker}() failed: {_line(error)}") from error
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         kind = type(config).__name__
-        raise ConfigError("config", str(path), f"get_config() must return a dataclass, not {kind}")
+        raise ConfigError("config", str(path), f"{maker}() must return a dataclass, not {kind}")
     for field, node in _nodes(config, ""):
         if type(node).__dataclass_params__.frozen:
             remedy = "must be a dataclass that is not frozen, so that it can be overridden"

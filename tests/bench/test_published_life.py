@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from sleeplm import cli
 from sleeplm.bench.general import general_loss, general_rows
-from sleeplm.bench.material import prepare
+from sleeplm.bench.material import paper_of, prepare
 from sleeplm.bench.pretraining import pretrained
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.text import train_bpe
@@ -83,6 +84,48 @@ def test_texts_are_read_with_the_published_tokenizer(config, tokenizer):
     texts = [document.text for document in material.curriculum.days[0]]
     for row, text in zip(material.days[0], texts, strict=True):
         assert row == [1, *tokenizer.encode(text), 2]
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}/{% endfor %}"
+
+
+@pytest.fixture
+def talkative(published, tmp_path):
+    """The same folder with a chat template."""
+    folder = tmp_path / "talkative"
+    shutil.copytree(published[0], folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder, published[1]
+
+
+def test_days_can_be_asked_in_chats(talkative, tokenizer):
+    """Statements stay texts."""
+    pytest.importorskip("jinja2")
+    config = load_config(LIFE, settings(talkative, tokenizer, chat=True))
+    check(config)
+    material = prepare(config)
+    turns = material.tokenizer.turns
+    parts = (turns.before, turns.between, turns.end)
+    assert [material.tokenizer.decode(part) for part in parts] == ["[user]", "/[assistant]", "/"]
+
+    def row_of(document):
+        prompt = tokenizer.encode(document.prompt)
+        answer = tokenizer.encode(document.text)[len(prompt) :]
+        if not prompt:
+            return [1, *answer, 2]
+        return [1, *turns.before, *prompt, *turns.between, *answer, *turns.end, 2]
+
+    assert material.days[0] == [row_of(document) for document in material.curriculum.days[0]]
+    paper, questions = paper_of(config, material), material.curriculum.exams[0]
+    for i, document in enumerate(questions):
+        answer = [*tokenizer.encode(document.answer), *turns.end, 2]
+        assert list(paper.prompts[i][: paper.lengths[i]]) == row_of(document)[: -len(answer)]
+        assert list(paper.answers[i][: len(answer)]) == answer
+
+
+def test_chats_need_a_published_model(talkative, tokenizer):
+    with pytest.raises(ConfigError, match="chat = True: .*name one as backbone"):
+        check(load_config(LIFE, settings(talkative, tokenizer, chat=True, backbone="")))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.text import Tokenizer
+from sleeplm.core.types import Turns
+from sleeplm.data.facts import Document, Fact
+from sleeplm.data.text import Tokenizer, encode_documents, token_lists
 from sleeplm.pretrained.hf_tokenizer import read_tokenizer
 from sleeplm.pretrained.tokenizer import ImportedTokenizer
 
@@ -133,6 +135,57 @@ def test_a_message_without_its_parts_is_refused(tokenizer, messages, field):
 def test_a_model_without_a_template_has_no_conversations(tokenizer):
     with pytest.raises(ConfigError, match="not made for conversations"):
         dataclasses.replace(tokenizer, chat_template=None).encode_chat([])
+
+
+@pytest.fixture
+def talking(tokenizer):
+    """Asks in turns; texts, which hold several, end with <|endoftext|>."""
+    return tokenizer.in_turns(tokenizer.special["<|endoftext|>"])
+
+
+def in_turns(tokenizer, question, answer, **more):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return tokenizer.encode_chat(messages[: 2 if answer else 1], **more)
+
+
+def test_a_question_in_turns_is_what_the_template_makes_of_it(tokenizer, talking):
+    fact = Fact("the a", "is", "th")
+    asked = Document("what is the a? th", "what is the a?", "th", fact)
+    told = Document("the a is th", "", "th", fact)
+    question, statement = token_lists(talking, [asked, told])
+    whole = in_turns(tokenizer, "what is the a?", " th", add_generation_prompt=False)
+    line_break = len(tokenizer.encode("\n"))  # before a next turn, which there is not
+    assert question == [talking.bos, *whole[:-line_break], talking.eos]
+    assert statement == [talking.bos, *tokenizer.encode("the a is th"), talking.eos]
+    rows = encode_documents(talking, [asked, told], 80)
+    prompt = in_turns(tokenizer, "what is the a?", None)
+    assert list(rows["tokens"][0][: rows["answer_start"][0]]) == [talking.bos, *prompt]
+    assert list(rows["answer_start"]) == [1 + len(prompt), 1]
+
+
+def test_what_begins_every_text_is_not_said_twice(tokenizer):
+    start = tokenizer.special["<|im_start|>"]
+    again = dataclasses.replace(tokenizer, bos=start).in_turns(0)
+    assert again.turns.before == tuple(tokenizer.encode("user\n"))
+
+
+def test_without_turns_a_question_is_plain_text(tokenizer):
+    assert tokenizer.turns == Turns() and len(tokenizer.turns) == 0
+    (row,) = token_lists(tokenizer, [Document("a? th", "a?", "th", Fact("a", "is", "th"))])
+    assert row == [tokenizer.bos, *tokenizer.encode("a? th"), tokenizer.eos]
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "message"),
+    [
+        (None, 0, "chat_template = .*not made for conversations"),
+        ("{{ messages[-1].content }}", 0, "chat_template = .*depend on what was said before"),
+        (CHATML, 2, "model.eos = 2: ends a turn, not a text"),
+    ],
+)
+def test_what_cannot_be_asked_in_turns_is_one_line(tokenizer, template, eos, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(tokenizer, chat_template=template).in_turns(eos)
 
 
 def test_ids_come_from_the_tokenizers_settings_before_the_models(folder):

@@ -119,6 +119,17 @@ def test_conversations_are_those_of_the_reference(ours, theirs, messages, prompt
     assert ours.encode_chat(messages, add_generation_prompt=prompt) == expected
 
 
+def test_a_question_in_turns_ends_a_conversation_of_the_reference(ours, theirs):
+    turns = ours.in_turns(0).turns
+    talk = [*CONVERSATIONS[1], {"role": "user", "content": "Why?"}]
+    expected = theirs.apply_chat_template(
+        talk, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    asked = [*turns.before, *ours.encode("Why?"), *turns.between]
+    assert expected[-len(asked) :] == asked and expected[-len(asked) - 1] == ours.bos
+    assert turns.end == (ours.special["<|im_end|>"],)
+
+
 def test_a_folder_that_the_reference_writes_gives_the_same_tokenizer(ours, theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
     found = read_tokenizer(tmp_path)

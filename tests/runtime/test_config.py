@@ -216,6 +216,14 @@ def test_a_missing_file_is_one_line():
         load_config("absent.py", [])
 
 
+def test_a_file_can_have_a_short_version_of_its_own(path):
+    with pytest.raises(ConfigError, match=r"must define get_quick_config\(\)"):
+        load_config(path, [], quick=True)
+    with open(path, "a") as file:
+        file.write("\n\ndef get_quick_config():\n    return get_config('quick')\n")
+    assert to_dict(load_config(path, [], quick=True)) == to_dict(load_config(f"{path}:quick", []))
+
+
 def test_a_file_without_get_config_does_not_inherit_that_of_the_file_before(tmp_path, path):
     load_config(path, [])
     with pytest.raises(ConfigError, match="must define get_config"):
