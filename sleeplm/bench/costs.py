@@ -11,7 +11,7 @@ from sleeplm.bench import flops
 from sleeplm.core import tree
 from sleeplm.memory.levels import NEVER
 from sleeplm.methods.adapters import ADAPTERS, with_adapters
-from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.config import SleepConfig, merging
 from sleeplm.models.config import ModelConfig
 
 
@@ -31,7 +31,7 @@ def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, in
         return {**out, "replayed": nights * rows * sleep.epochs * sleep.length}
     if not arm.follows_schedule:
         return out
-    sets = sum(rows_of(sleep)) * nights + merges * (1 if sleep.lam in (0, 1) else 2)
+    sets = sum(rows_of(sleep)) * nights + sum(rows_of(merging(sleep))) * merges
     sampled = sets * sleep.rows * sleep.inner * sleep.length
     return {**out, "sampled": sampled, "seeded": sampled * sleep.epochs}
 

@@ -9,13 +9,12 @@ compiler does not make them again.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.memory.levels import NEVER
-from sleeplm.methods.config import SleepConfig, TeacherConfig
+from sleeplm.methods.config import SleepConfig, merging
 from sleeplm.methods.frames import TEXTS, WIDTH
 from sleeplm.models.config import ModelConfig
 
@@ -194,11 +193,7 @@ def merge(
     open_experts: int | None = None,
 ) -> dict[str, float]:
     """FLOPs of making two experts one, see :func:`sleeplm.methods.sleep.merge_night`."""
-    teachers = [TeacherConfig("dawn", "past", 1.0, False)]
-    merging = dataclasses.replace(
-        sleep, teachers=teachers, alpha=1.0, into="expert", cues="subjects"
-    )
-    return night(config, merging, receiver=receiver, open_experts=open_experts)
+    return night(config, merging(sleep), receiver=receiver, open_experts=open_experts)
 
 
 def _logits(config: ModelConfig) -> float:

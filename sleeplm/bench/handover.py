@@ -161,9 +161,9 @@ def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> Hi
     for line in lines:
         if line["event"] == "merge_end" and _was(line, "merge_failed", learner):
             level = receivers[line["sender"]]
-            first, second = sorted(key for key in slots if key[0] == level)[:2]
-            for what, values in slots.pop(second).items():
-                slots[first][what] += values
+            kept, freed = ((level, int(line[name][learner])) for name in ("kept", "freed"))
+            for what, values in slots.pop(freed).items():
+                slots[kept][what] += values
         if line["event"] == "seed_end" and _was(line, "rolled_back", learner):
             level = receivers[line["sender"]]
             # A pool that learns as a whole has been open since the first night.

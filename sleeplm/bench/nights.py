@@ -58,7 +58,7 @@ def with_counters(state: State, **changes: Array) -> State:
 class Nights:
     """The moments of one (sender, receiver) pair's nights, compiled once for all of them.
 
-    With ``pool = merge_oldest`` a night is preceded by a merging of experts, for learners whose
+    Where pools merge, a night is preceded by a merging of experts, for learners whose
     pool is full. If it fails, their night has nowhere to go and counts as rolled back.
 
     Args:

@@ -208,17 +208,17 @@ def check_nights(config: RetentionConfig, days: int) -> None:
         if asked and config.schedule.nights:
             nights = config.schedule.nights
         checks.require(
-            nights <= slow.slots or config.sleep.pool == "merge_oldest",
+            nights <= slow.slots or config.sleep.pool != "refuse",
             f"model.levels[{i + 1}].slots",
             slow.slots,
             f"{nights} nights of {fast.name} come in; use at least as many slots, or "
-            "sleep.pool = 'merge_oldest'",
+            "sleep.pool = 'merge_balanced'",
         )
         checks.require(
-            slow.slots >= 2 or config.sleep.pool != "merge_oldest",
+            slow.slots >= 2 or config.sleep.pool == "refuse",
             f"model.levels[{i + 1}].slots",
             slow.slots,
-            "use at least 2 with sleep.pool = 'merge_oldest': two experts become one",
+            f"use at least 2 with sleep.pool = {config.sleep.pool!r}: two experts become one",
         )
 
 

@@ -54,6 +54,37 @@ def oldest(table: SlotTable, n: int) -> Array:
     return jnp.argsort(age)[:n].astype(jnp.int32)
 
 
+def balanced_neighbours(table: SlotTable, nights: Array) -> Array:
+    """int32 [2]: of the open slots that follow each other in age, the two that are best merged.
+
+    A slot holds the nights from its own to that of the next older one that is open. Two slots with
+    a and b nights cost ``(a + b) max(a, b) / min(a, b)``: few nights go first, and alike ones, so
+    that experts grow evenly. A memory is then merged about log2(nights / slots) times, where
+    always merging the oldest would distil the first night's again in every later one. Of equally
+    good pairs the oldest is taken, its older slot first. Two slots have to be open.
+
+    Args:
+      nights: int32, how many nights there have been.
+    """
+    last = jnp.iinfo(jnp.int32).max
+    since = jnp.where(table.active, table.since, last)
+    order = jnp.argsort(since)
+    edges = jnp.append(jnp.minimum(since[order], nights), nights)
+    held = jnp.maximum(jnp.diff(edges), 1).astype(jnp.float32)
+    a, b = held[:-1], held[1:]
+    cost = (a + b) * jnp.maximum(a, b) / jnp.minimum(a, b)
+    first = jnp.argmin(jnp.where(since[order][1:] < last, cost, jnp.inf))
+    return order[jnp.stack([first, first + 1])].astype(jnp.int32)
+
+
+def holds(table: SlotTable, slot: Array, night: Array) -> Array:
+    """bool [...]: whether the open slot ``slot`` holds what came in a night (int32 [...])."""
+    since = table.since[slot]
+    later = table.active & (table.since > since)
+    until = jnp.where(later, table.since, jnp.iinfo(jnp.int32).max).min()
+    return (night >= since) & (night < until)
+
+
 def is_full(table: SlotTable) -> Array:
     """bool scalar: every slot is open."""
     return table.active.all()
@@ -64,7 +95,7 @@ def require_room(table: SlotTable, level: str) -> None:
     if bool(jnp.all(table.active)):
         raise PoolFullError(
             f"levels.{level}.slots = {table.active.shape[-1]}: all are open and none can receive "
-            "another night; give the level more slots or set sleep.pool = 'merge_oldest'"
+            "another night; give the level more slots or set sleep.pool = 'merge_balanced'"
         )
 
 

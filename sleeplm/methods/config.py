@@ -10,7 +10,7 @@ from sleeplm.memory.anchors import TEACHERS
 from sleeplm.memory.cues import SOURCES
 from sleeplm.memory.levels import OPTIMIZERS
 
-POOLS = ("refuse", "merge_oldest")
+POOLS = ("refuse", "merge_oldest", "merge_balanced")
 JUDGES = ("exact", "cosine", "minilm")
 BECOMES = ("start", "dusk")
 INTO = ("expert", "pool", "base")
@@ -81,7 +81,9 @@ class SleepConfig:
       temperature: of all sampling. top_k: of teacher samples and rollouts, 0 for all tokens.
       learning_rate, optimizer, weight_decay, b1, b2, clip: of the new expert.
       decay: lower the learning rate linearly to 0 over the night.
-      pool: when no slot is free: ``refuse`` with an error, or ``merge_oldest``.
+      pool: when no slot is free: ``refuse`` with an error, or make two experts one:
+        ``merge_oldest``, or ``merge_balanced``, neighbours in age that hold few nights and about as
+        many each (see :func:`~sleeplm.memory.slots.balanced_neighbours`).
       rollback: undo a night whose divergence over its last extraction exceeds this many times
         that of its first minibatch; 0: never.
       cues: who writes them: ``subjects`` of the day's texts, or ``self``: beginnings of texts that
@@ -136,6 +138,11 @@ class SleepConfig:
     def blocks(self) -> int:
         """Extractions a night."""
         return self.updates // (self.inner * self.epochs)
+
+    @property
+    def merges(self) -> bool:
+        """Whether a full pool makes room by merging experts."""
+        return self.pool != "refuse" and self.into == "expert"
 
     def check(self, field: str) -> None:
         checks.require(len(self.teachers) > 0, f"{field}.teachers", [], "name at least one teacher")
@@ -198,6 +205,25 @@ class SleepConfig:
             self.length,
             f"leave room for something to tell after a cue of cue_tokens = {self.cue_tokens}",
         )
+
+
+def merging(config: SleepConfig) -> SleepConfig:
+    """The night that makes two experts one: the same teachers, awake at dawn.
+
+    What they would tell of today they tell of the nights that the two experts hold, so that these
+    are learned as a day is. There is nothing to imitate, all to keep.
+    """
+    teachers = [
+        dataclasses.replace(
+            teacher, state="origin" if teacher.state == "origin" else "dawn", imitate=False
+        )
+        for teacher in config.teachers
+    ]
+    sources = {teacher.source for teacher in teachers}
+    for missing, told in (("today", {"today"}), ("past", {"past", "lived", "before"})):
+        if not sources & {*told, "all"}:
+            teachers.append(TeacherConfig("dawn", missing, imitate=False))
+    return dataclasses.replace(config, teachers=teachers, alpha=1.0, into="expert", cues="subjects")
 
 
 def paper_v2(**changes) -> SleepConfig:

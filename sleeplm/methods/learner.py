@@ -105,8 +105,9 @@ def learner(
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
     usually = {"axis_name": axis_name, "judge": judge}
     nights = {s: night(model, config, s, r, **usually | dict(own(s, r))) for s, r in pairs}
-    merging = config.pool == "merge_oldest" and config.into == "expert"
-    merges = {s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if merging}
+    merges = {
+        s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if config.merges
+    }
 
     def init(params: Params, key: Array) -> State:
         private_key, root, pool_key = jax.random.split(key, 3)
@@ -140,7 +141,7 @@ def learner(
             end = _counting_nights(end)
         if config.becomes == "start" and usual:
             end = _waking_empty(end, model, sender)
-        merge = _on_learner(merges[sender], "merge", sender) if merging else None
+        merge = _on_learner(merges[sender], "merge", sender) if config.merges else None
         every = model.config.level(sender).night
         expands = config.into == "expert"
         rests.append(Rest(sender, receiver, every, begin, seed, end, merge, config.blocks, expands))

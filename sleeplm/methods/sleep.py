@@ -24,20 +24,34 @@ from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
-from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
+from sleeplm.core.types import (
+    Array,
+    Extract,
+    Memory,
+    Metrics,
+    Objective,
+    Phase,
+    PyTree,
+    State,
+    Variables,
+)
 from sleeplm.memory.anchors import BASE, POOL, Anchor, parts_of, teacher_variables
+from sleeplm.memory.cues import EMPTY
 from sleeplm.memory.levels import get_level, label_of, with_levels
 from sleeplm.memory.slots import (
+    SlotTable,
+    balanced_neighbours,
     clear_slot,
     close_all,
     close_slot,
     first_free,
     fresh_slot,
+    holds,
     oldest,
     open_slot,
     reset_experts,
 )
-from sleeplm.methods.config import SleepConfig, TeacherConfig
+from sleeplm.methods.config import SleepConfig, TeacherConfig, merging
 from sleeplm.methods.extract import imitation, mix, teacher_samples
 from sleeplm.methods.objectives import seeding
 from sleeplm.methods.packing import packed
@@ -81,7 +95,7 @@ def night(
     Args:
       extract, objective, update: each replaces the one that ``config`` describes. An update that
         is not wrapped in :func:`~sleeplm.methods.update.only_slot` moves the whole pool, which a
-        rollback then restores only if the anchor keeps it (``pool="merge_oldest"``,
+        rollback then restores only if the anchor keeps it (``pool`` merges,
         ``into="pool"``).
       judge: of imitations, instead of the one that ``config.judge`` names.
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
@@ -127,21 +141,25 @@ def merge_night(
     *,
     axis_name: str | None = None,
 ) -> Night:
-    """Distils the receiver's two oldest experts into one, which frees a slot (``merge_oldest``).
+    """Distils two of the receiver's experts into one, which frees a slot.
 
-    The teacher is the learner with its whole pool; the student keeps the oldest slot, trained on,
-    and loses the second oldest. The sender sleeps through it at its state of dawn.
+    Which two, ``config.pool`` says. The teacher is the learner with its whole pool; the student
+    keeps the older slot, trained on, and loses the other. The sender sleeps through it at its
+    state of dawn. What the teachers tell, see :func:`~sleeplm.methods.config.merging`.
     """
     pair = (sender, receiver)
-    teachers = [TeacherConfig("dawn", "past", 1.0, False)]
-    # Nothing to imitate, all to keep.
-    config = dataclasses.replace(config, alpha=1.0, into="expert")
-    extract = teachings(model, config, pair, teachers, axis_name)
+    config = merging(config)
+
+    def chosen(table: SlotTable, nights: Array) -> Array:
+        by_age = config.pool == "merge_oldest"
+        return oldest(table, 2) if by_age else balanced_neighbours(table, nights)
+
+    extract = _of_two(teachings(model, config, pair, config.teachers, axis_name), pair)
     update = only_slot(usual_update(config))
-    seed = _seed(model, config, pair, extract, None, update, axis_name)
+    seed = _seed(model, config, pair, extract, None, update, axis_name, steady=True)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        first, second = oldest(state.slots[receiver], 2)
+        first, second = chosen(state.slots[receiver], state.counters["nights"])
         state = fall_asleep(state, pair, first, config.updates)
         anchor: Anchor = state.anchors[sender]
         return state.replace(
@@ -158,15 +176,42 @@ def merge_night(
         anchor: Anchor = state.anchors[sender]
         good = went_well(anchor, config.rollback)
         before = evening_of(state, pair)
-        _, second = oldest(anchor.receiver_slots, 2)
+        first, second = chosen(anchor.receiver_slots, state.counters["nights"])
         freed = clear_slot(get_level(state.params, receiver), second)
         merged = state.replace(
             params=with_levels(state.params, {sender: anchor.dusk, receiver: freed}),
             slots={**state.slots, sender: anchor.dusk_slots},
         )
-        return tree.where(good, merged, before), {"merge_failed": (1.0 - good, jnp.ones(()))}
+        one, since = jnp.ones(()), anchor.receiver_slots.since
+        metrics = {
+            "merge_failed": (1.0 - good, one),
+            # The experts by the nights that opened them, which is how they are known.
+            "kept": (since[first] * one, one),
+            "freed": (since[second] * one, one),
+        }
+        return tree.where(good, merged, before), metrics
 
     return Night(begin, seed, end)
+
+
+def _of_two(extract: Extract, pair: tuple[str, str]) -> Extract:
+    """An extraction to which "today" is the nights of the expert that learns and of the closed one.
+
+    Of the real today nothing is known at dawn: its cues are left out.
+    """
+    sender, receiver = pair
+
+    def run(variables: Variables, s: PyTree, batch: PyTree, key: Array) -> tuple[Memory, PyTree]:
+        cues, today = variables["cues"], batch["today"]
+        anchor: Anchor = variables["anchors"][sender]
+        table = anchor.receiver_slots
+        closed = jnp.argmax(table.active & ~variables["slots"][receiver].active)
+        lived = jnp.where(cues.day < today, cues.day, EMPTY)
+        theirs = holds(table, anchor.slot, lived) | holds(table, closed, lived)
+        cues = dataclasses.replace(cues, day=jnp.where(theirs, today, lived))
+        return extract.extract({**variables, "cues": cues}, s, batch, key)
+
+    return Extract(extract.init, run)
 
 
 def sleep(model: Model, config: SleepConfig, sender: str, receiver: str, **kwargs) -> Phase:
@@ -344,7 +389,7 @@ def kept_in_anchor(config: SleepConfig) -> tuple[str, ...]:
     """Parts of the receiver that an anchor has to keep for teachers and rollback."""
     if config.into == "base":
         return BASE
-    return POOL if config.into == "pool" or config.pool == "merge_oldest" else ()
+    return POOL if config.into == "pool" or config.pool != "refuse" else ()
 
 
 def _forget_moments(state: State, update: optax.GradientTransformation, pair, into: str) -> PyTree:
@@ -352,8 +397,15 @@ def _forget_moments(state: State, update: optax.GradientTransformation, pair, in
     return state.private._replace(update=update.init(chosen))
 
 
-def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
-    """``consolidate`` over one slot, with the night's divergence written into the anchor."""
+def _seed(
+    model, config, pair, extract, objective, update, axis_name, steady: bool = False
+) -> Phase:
+    """``consolidate`` over one slot, with the night's divergence written into the anchor.
+
+    Args:
+      steady: what the end is held against is that of the whole first extraction, if that is more
+        than its first minibatch's: a student that begins as good as its teacher can only get worse.
+    """
     sender, receiver = pair
     objective = objective or seeding(
         model,
@@ -383,7 +435,8 @@ def _seed(model, config, pair, extract, objective, update, axis_name) -> Phase:
         loss = _mean(metrics[name])  # NaN if every update was refused
         before = metrics.get(f"first_{name}", metrics[name])
         anchor: Anchor = state.anchors[sender]
-        first = jnp.where(jnp.isnan(anchor.first_loss), _mean(before), anchor.first_loss)
+        began = jnp.maximum(_mean(before), loss) if steady else _mean(before)
+        first = jnp.where(jnp.isnan(anchor.first_loss), began, anchor.first_loss)
         fields = {**vars(anchor), "first_loss": first, "last_loss": loss}
         return state.replace(anchors={**state.anchors, sender: Anchor(**fields)}), metrics
 

@@ -294,10 +294,10 @@ def test_a_night_into_the_base_trains_the_base():
     assert count["sampled"] == expert["sampled"]
 
 
-def test_merging_is_a_night_with_one_teacher_who_is_not_imitated():
+def test_merging_is_a_night_with_the_same_teachers_none_of_whom_is_imitated():
     sleep = SleepConfig(alpha=0.5, teachers=TEACHERS)
-    merging = dataclasses.replace(
-        sleep, alpha=1.0, teachers=[TeacherConfig("dawn", "past", 1.0, False)]
+    told = [dataclasses.replace(teacher, imitate=False) for teacher in TEACHERS]
+    assert flops.merge(CONFIG, sleep) == flops.night(
+        CONFIG, dataclasses.replace(sleep, alpha=1.0, teachers=told)
     )
-    assert flops.merge(CONFIG, sleep) == flops.night(CONFIG, merging)
     assert sum(flops.merge(CONFIG, sleep).values()) < sum(flops.night(CONFIG, sleep).values())

@@ -131,6 +131,13 @@ def night(rolled_back, day) -> dict:
     return {"event": "seed_end", "sender": "fast", "day": day, "rolled_back": rolled_back}
 
 
+def merge(failed, kept, freed) -> dict:
+    """Experts are named by the nights that opened them."""
+    return {"event": "merge_end", "sender": "fast"} | {
+        "merge_failed": failed, "kept": kept, "freed": freed
+    }  # fmt: skip
+
+
 def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
     arm = build_arm("sleep", brief.config(), classes=0)
     lines = [
@@ -138,12 +145,12 @@ def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
         night([1.0, 0.0], 1),  # the first learner lost this one
         night([0.0, None], 2),  # the second was awake
         night([0.0, 0.0], 3),
-        {"event": "merge_end", "sender": "fast", "merge_failed": [0.0, 1.0]},
+        merge([0.0, 1.0], [1.0, 0.0], [2.0, 1.0]),
         night([0.0, 0.0], 4),
     ]
     assert history_of(lines, arm, 0) == {
-        ("slow", 0): {"nights": [0, 1], "days": [0, 2]},
-        ("slow", 2): {"nights": [2], "days": [3]},
+        ("slow", 0): {"nights": [0], "days": [0]},
+        ("slow", 1): {"nights": [1, 2], "days": [2, 3]},
         ("slow", 3): {"nights": [3], "days": [4]},
     }
     second = history_of(lines, arm, 1)

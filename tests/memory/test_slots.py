@@ -85,6 +85,52 @@ def test_the_first_free_slot_is_the_lowest_closed_one_and_the_oldest_were_opened
     assert bool(ledger.is_full(ledger.open_slot(table, 3, 10)))
 
 
+def opened(*since):
+    since = jnp.asarray(since, jnp.int32)
+    return ledger.SlotTable(active=since >= 0, since=since)
+
+
+@pytest.mark.parametrize(
+    ("since", "nights", "merged"),
+    [
+        ([0, 1, 2, 3], 4, [0, 1]),  # all alike: the oldest two
+        ([0, 2, 3, 4], 5, [1, 2]),  # 2, 1, 1 and 1 nights: two that hold one
+        ([4, 0, 2, 3], 5, [2, 3]),  # the place of a slot means nothing
+        ([0, 2, 4, 5], 6, [2, 3]),  # 2, 2, 1 and 1: the smaller pair
+        ([0, 9, 10, 13], 14, [1, 2]),  # 9, 1, 3 and 1: neither alike; 1 and 3 are the fewest
+        ([0, -1, 1, 2], 3, [0, 2]),  # a free slot is nobody's neighbour
+    ],
+)
+def test_those_are_merged_that_hold_few_nights_and_about_as_many(since, nights, merged):
+    found = jax.jit(ledger.balanced_neighbours)(opened(*since), jnp.int32(nights))
+    assert found.tolist() == merged
+
+
+def test_a_slot_holds_the_nights_up_to_the_next_older_open_one():
+    table = opened(4, 0, -1, 2)
+    held = [ledger.holds(table, slot, jnp.arange(-2, 8)).tolist() for slot in (0, 1, 3)]
+    nights = [[night for night, one in enumerate(row, start=-2) if one] for row in held]
+    assert nights == [[4, 5, 6, 7], [0, 1], [2, 3]]
+
+
+def test_over_two_hundred_nights_no_memory_is_merged_more_than_a_few_times():
+    choose, table = jax.jit(ledger.balanced_neighbours), opened(*[-1] * 8)
+    held, times = {}, np.zeros(200, int)
+    for night in range(200):
+        if bool(ledger.is_full(table)):
+            kept, freed = choose(table, jnp.int32(night)).tolist()
+            held[kept] += held.pop(freed)
+            times[held[kept]] += 1
+            table = ledger.close_slot(table, freed)
+        slot = int(ledger.first_free(table))
+        table, held[slot] = ledger.open_slot(table, slot, night), [night]
+    for slot, nights in held.items():
+        found = np.flatnonzero(ledger.holds(table, slot, jnp.arange(200))).tolist()
+        assert found == sorted(nights)
+    assert times.max() <= 10 and times.mean() < 6
+    assert max(map(len, held.values())) <= 50
+
+
 def test_a_full_pool_refuses_a_night_in_one_line_that_says_what_to_do():
     table = ledger.init_slots([LevelConfig(slots=2)])["slow"]
     ledger.require_room(table, "slow")
@@ -95,7 +141,7 @@ def test_a_full_pool_refuses_a_night_in_one_line_that_says_what_to_do():
     line = str(error.value)
     assert "\n" not in line
     assert "levels.slow.slots = 2" in line
-    assert "merge_oldest" in line
+    assert "merge_balanced" in line
 
 
 @pytest.mark.parametrize("slot", range(S))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError, PoolFullError
+from sleeplm.core.types import Extract
 from sleeplm.memory.anchors import pool_of, teacher_variables
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import SlotTable, require_room, take_slot
-from sleeplm.methods.config import TeacherConfig, evening, paper_v2
-from sleeplm.methods.sleep import merge_night, night, sleep, teachings
+from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, merging, paper_v2
+from sleeplm.methods.sleep import _of_two, merge_night, night, sleep, teachings
 from sleeplm.methods.update import only_slot
 from sleeplm.models.decode import generate
 
@@ -290,7 +293,7 @@ def test_a_full_pool_is_refused_in_one_clear_line(tiny):
     _, state = at_dusk(tiny, tiny.config(), taken=2)
     require_room(state.slots["slow"], "slow")
     _, full = at_dusk(tiny, tiny.config(), taken=3)
-    with pytest.raises(PoolFullError, match=r"levels.slow.slots = 3.*merge_oldest") as error:
+    with pytest.raises(PoolFullError, match=r"levels.slow.slots = 3.*merge_balanced") as error:
         require_room(full.slots["slow"], "slow")
     assert "\n" not in str(error.value)
 
@@ -341,6 +344,69 @@ def test_merging_frees_a_slot_and_keeps_all_others_bit_for_bit(merged):
     assert_same(after.slots["fast"], before.slots["fast"])
     assert_same(after.anchors["fast"].dawn, before.anchors["fast"].dawn)
     require_room(after.slots["slow"], "slow")
+
+
+def test_the_balanced_pool_merges_whom_its_ledger_names(tiny):
+    config = tiny.config(evening, pool="merge_balanced", updates=4, inner=2, epochs=1)
+    model, before = at_dusk(tiny, config, taken=3)
+    table = SlotTable(jnp.ones(3, bool), jnp.asarray([0, 5, 6], jnp.int32))  # 5, 1 and 1 nights
+    before = before.replace(
+        slots={**before.slots, "slow": table},
+        counters={**before.counters, "nights": jnp.int32(7)},
+    )
+    parts = merge_night(model, config, *PAIR)
+    state = before.replace(private=parts.seed.init(before.params, KEY))
+    batch = tiny.rows(config)
+    state, _ = parts.begin(state, batch, KEY)
+    state, _ = jax.jit(parts.seed.step)(state, batch, KEY)
+    after, metrics = parts.end(state, batch, KEY)
+    assert (float(metrics["kept"][0]), float(metrics["freed"][0])) == (5.0, 6.0)
+    assert after.slots["slow"].since.tolist() == [0, 5, -1]
+    assert_same(slot_of(after, "slow", 0), slot_of(before, "slow", 0))
+
+
+def test_to_a_merging_today_is_what_its_two_experts_hold(tiny):
+    """Cues of the real today, of which nothing is known at dawn, are nobody's."""
+    config = tiny.config(evening, pool="merge_balanced", updates=4, inner=2, epochs=1)
+    model, state = at_dusk(tiny, config, taken=3)
+    table = SlotTable(jnp.ones(3, bool), jnp.asarray([4, 0, 2], jnp.int32))  # 2..3 is slot 2's
+    days = jnp.asarray([-2, -1, 0, 1, 2, 3, 4, 5, 6], jnp.int32)
+    cues = jax.tree.map(lambda x: x[: len(days)], state.cues)
+    state = state.replace(
+        slots={**state.slots, "slow": table},
+        cues=dataclasses.replace(cues, day=days),
+        counters={**state.counters, "nights": jnp.int32(6)},
+    )
+    parts = merge_night(model, config, *PAIR)
+    state = state.replace(private=parts.seed.init(state.params, KEY))
+    state, _ = parts.begin(state, tiny.rows(config), KEY)
+    assert state.slots["slow"].active.tolist() == [False, True, True]
+    listed = Extract(
+        lambda params, key: (), lambda variables, s, batch, key: (variables["cues"], s)
+    )
+    extract = _of_two(listed, PAIR).extract
+    found, _ = extract(state.variables, (), {"today": jnp.int32(6)}, KEY)
+    assert found.day.tolist() == [-2, -1, 0, 1, 6, 6, 6, 6, -2]
+
+
+def test_those_who_teach_a_night_teach_a_merging_awake_at_dawn():
+    teachers = [
+        TeacherConfig("dusk", "today", uncued=0.4, times=2),
+        TeacherConfig("origin", "before", framed=True, weight=3.0),
+    ]
+    found = merging(SleepConfig(teachers=teachers, alpha=0.5, cues="self"))
+    assert found.teachers == [
+        TeacherConfig("dawn", "today", uncued=0.4, times=2, imitate=False),
+        TeacherConfig("origin", "before", framed=True, weight=3.0, imitate=False),
+    ]
+    assert (found.alpha, found.cues) == (1.0, "subjects")
+
+
+@pytest.mark.parametrize("make", [evening, paper_v2])
+def test_a_merging_tells_of_its_two_experts_and_of_all_else_whoever_teaches(make):
+    sources = {(teacher.state, teacher.source) for teacher in merging(make()).teachers}
+    both = {("dawn", "today"), ("dawn", "past")}
+    assert sources in (both, {("dawn", "all")})
 
 
 def test_merging_keeps_more_of_what_was_known_than_dropping_an_expert(merged):

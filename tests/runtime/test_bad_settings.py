@@ -39,7 +39,7 @@ SETTINGS = [
     (["model.levels[1].kind=graft"], ["model.levels", "kind 'replace'"]),
     (["model.levels[0].optimizer=adam"], ["levels[0].optimizer", "'adam'", "adamw"]),
     (["model.wiring=nested"], ["model.wiring", "nested", "same kind and width"]),
-    (["days=9"], ["model.levels[1].slots", "6", "9 nights", "merge_oldest"]),
+    (["days=9"], ["model.levels[1].slots", "6", "9 nights", "merge_balanced"]),
     (
         ["sleep.pool=merge_oldest", "model.levels[1].slots=1", "model.levels[1].top_k=1"],
         ["model.levels[1].slots", "1", "at least 2"],
@@ -101,11 +101,11 @@ SETTINGS = [
     (["schedule.longest=20"], ["schedule.longest", "20", "shortest (30)"]),
     (
         ["schedule.when=surprise", "schedule.nights=9"],
-        ["model.levels[1].slots", "6", "9 nights", "merge_oldest"],
+        ["model.levels[1].slots", "6", "9 nights", "merge_balanced"],
     ),
     (
         ["model.levels[0].night=180", "days=9"],
-        ["model.levels[1].slots", "6", "9 nights", "merge_oldest"],
+        ["model.levels[1].slots", "6", "9 nights", "merge_balanced"],
     ),
     (["baselines.lora_rank=0"], ["baselines.lora_rank", "0", "at least 1"]),
     (["baselines.ewc_strength=-1"], ["baselines.ewc_strength", "-1", "at least 0"]),
