@@ -369,7 +369,7 @@ def test_to_a_merging_today_is_what_its_two_experts_hold(tiny):
     """Cues of the real today, of which nothing is known at dawn, are nobody's."""
     config = tiny.config(evening, pool="merge_balanced", updates=4, inner=2, epochs=1)
     model, state = at_dusk(tiny, config, taken=3)
-    table = SlotTable(jnp.ones(3, bool), jnp.asarray([4, 0, 2], jnp.int32))  # 2..3 is slot 2's
+    table = SlotTable(jnp.ones(3, bool), jnp.asarray([4, 0, 2], jnp.int32))  # two nights each
     days = jnp.asarray([-2, -1, 0, 1, 2, 3, 4, 5, 6], jnp.int32)
     cues = jax.tree.map(lambda x: x[: len(days)], state.cues)
     state = state.replace(
@@ -380,13 +380,13 @@ def test_to_a_merging_today_is_what_its_two_experts_hold(tiny):
     parts = merge_night(model, config, *PAIR)
     state = state.replace(private=parts.seed.init(state.params, KEY))
     state, _ = parts.begin(state, tiny.rows(config), KEY)
-    assert state.slots["slow"].active.tolist() == [False, True, True]
+    assert state.slots["slow"].active.tolist() == [True, True, False]
     listed = Extract(
         lambda params, key: (), lambda variables, s, batch, key: (variables["cues"], s)
     )
     extract = _of_two(listed, PAIR).extract
     found, _ = extract(state.variables, (), {"today": jnp.int32(6)}, KEY)
-    assert found.day.tolist() == [-2, -1, 0, 1, 6, 6, 6, 6, -2]
+    assert found.day.tolist() == [-2, -1, 6, 6, 6, 6, 4, 5, -2]
 
 
 def test_those_who_teach_a_night_teach_a_merging_awake_at_dawn():
