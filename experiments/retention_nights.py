@@ -1,4 +1,4 @@
-"""Many nights: 40 of them (the default), or 200 with a pool that merges its oldest experts.
+"""Many nights: 40 of them (the default), or 200 with a pool that merges experts.
 
     sleeplm run experiments/retention_nights.py
     sleeplm run experiments/retention_nights.py:200
@@ -26,7 +26,7 @@ def get_config(nights: str = "40") -> RetentionConfig:
             arms=["sleep"],
             exam_per_day=4,
             night_facts=8,
-            sleep=night(updates=96, pool="merge_oldest", reservoir=1024),
+            sleep=night(updates=96, pool="merge_balanced", reservoir=1024),
         )
     return bench(
         world="biographies",
