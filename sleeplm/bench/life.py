@@ -35,7 +35,7 @@ class Life:
         day. Not used by learners that write their own.
       examine: ``(state of one learner, paper) -> {name: array}``.
       paper: ``day -> pytree`` of the exam after that day.
-      archive: {"archive": raw texts} for nights that replay them, {"reader"} for those that are
+      night_batch: {"archive": raw texts} for nights that replay them, {"reader"} for those that are
         judged, or {}.
       judge: of imitations, for all learners, or None; see :func:`sleeplm.methods.rewards.ask`.
       day_end: nights follow days, however long these were, instead of the clock.
@@ -53,7 +53,7 @@ class Life:
     before: dict[str, np.ndarray]
     examine: Callable[[State, PyTree], dict[str, Array]]
     paper: Callable[[int], PyTree]
-    archive: PyTree = dataclasses.field(default_factory=dict)
+    night_batch: PyTree = dataclasses.field(default_factory=dict)
     day_end: bool = False
     look: Step | None = None
     probe: Callable[[State, PyTree], dict[str, Array]] | None = None
@@ -70,7 +70,7 @@ class Life:
         own = self.learner.write_cues if self.sleep.cues == "self" else None
         certain = self.look is None
         self._nights = [
-            Nights(rest, self.sleep, self.archive, own, certain, self.judge)
+            Nights(rest, self.sleep, self.night_batch, own, certain, self.judge)
             for rest in self.learner.rests
         ]
         self._send = side_by_side(_send_to_sleep)

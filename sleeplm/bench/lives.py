@@ -155,7 +155,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         before=_cues(bench, [c.known_cues for c in curricula]),
         examine=_examine(arm),
         paper=_papers(bench, arm),
-        archive=_archive(bench, arm),
+        night_batch=_night_batch(bench, arm),
         judge=bench.judge if _is_judged(arm) else None,
         day_end=config.schedule.when == "day_end",
         shares=bench.shares if arm.follows_schedule else (),
@@ -255,7 +255,7 @@ def _is_judged(arm: Arm) -> bool:
     return arm.sleep.judge == "minilm" and tells and imitates
 
 
-def _archive(bench: Bench, arm: Arm) -> PyTree:
+def _night_batch(bench: Bench, arm: Arm) -> PyTree:
     """What nights are handed beside rows: raw texts, or labelled ones; padded alike."""
     if _is_judged(arm):
         return {"reader": jnp.arange(bench.config.seeds, dtype=jnp.int32)}

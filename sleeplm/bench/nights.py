@@ -62,7 +62,8 @@ class Nights:
     pool is full. If it fails, their night has nowhere to go and counts as rolled back.
 
     Args:
-      archive: raw texts for nights that replay them, with E in front, or {}.
+      batch: what every learner is handed beside rows, with E in front: raw texts for nights that
+        replay them, who reads for those that are judged, or {}.
       write_cues: step that offers cues of the learner's own, done before it sleeps, or None.
       certain: everybody sleeps whenever these moments come, so that no one has to be asked.
       judge: of imitations, one for all learners, or None for the one that the night knows.
@@ -72,12 +73,12 @@ class Nights:
         self,
         rest: Rest,
         config: SleepConfig,
-        archive: PyTree,
+        batch: PyTree,
         write_cues: Step | None,
         certain: bool,
         judge: PyTree = None,
     ):
-        self.rest, self.config, self.archive, self.certain = rest, config, archive, certain
+        self.rest, self.config, self.batch, self.certain = rest, config, batch, certain
         self.brought = {} if judge is None else {"judge": judge}
         rows = np.arange(config.inner * config.rows, dtype=np.int32)
         self.rows = rows.reshape(config.inner, config.rows)
@@ -142,7 +143,7 @@ class Nights:
                     return state, None
                 if step is self.begin and self.may_be_full:
                     require_room_for_all(state, self.rest.receiver)
-                return step(state, self.archive, shared, place)
+                return step(state, self.batch, shared, place)
 
             fields = {"event": event, **record, **more} if event else {}
             out.append(Moment(label, fields, run, cost=cost))
