@@ -28,6 +28,8 @@ from sleeplm.pretrained.published import SMOLLM2, find_backbone
 DAYS = 10  # of more passages than one
 ROW = 96  # tokens of a piece of a passage
 MAX_LEN = 128  # tokens of a question with its answer
+#: SEAL's words, without which models that chat answer in whole sentences.
+ASK = "Let's answer a question directly and concisely.\nQuestion: {q}\nAnswer:"
 
 
 def get_config(argument: str = "1") -> RetentionConfig:
@@ -58,7 +60,10 @@ def get_config(argument: str = "1") -> RetentionConfig:
         days=days,
         facts_per_day=passages,
         wear=0.0,
+        statements=1,
+        questions=1,
         exam_pretrain=12,
+        ask=ASK,
         answer_tokens=32,
         backbone=backbone or SMOLLM2,
         chat=chat,

@@ -31,6 +31,7 @@ from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.side_by_side import for_each
+from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.pretrain import PretrainConfig
@@ -89,6 +90,7 @@ class RetentionConfig:
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
+      ask: words around questions about passages, in which ``{q}`` is the question.
       answer_tokens: room for an answer about passages, what ends it included; 0: that of the
         longest expected one. score_judge: let all-MiniLM-L6-v2 judge these answers too, at
         ``sleep.judge_threshold`` (:mod:`sleeplm.bench.textscores`).
@@ -122,6 +124,7 @@ class RetentionConfig:
     wear: float = 0.5
     exam_pretrain: int = 196
     exam_per_day: int = 0
+    ask: str = ASK
     answer_tokens: int = 0
     score_judge: bool = False
     backbone: str = ""
@@ -174,10 +177,10 @@ class RetentionConfig:
         checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
         check_backbone(self)
         days = check_world(self)
-        for name in ("answer_tokens", "score_judge"):
+        for name, usual in {"ask": ASK, "answer_tokens": 0, "score_judge": False}.items():
             remedy = "only answers about passages are free text: leave it out"
-            asked = bool(getattr(self, name))
-            checks.require(not asked or has_passages(self), name, getattr(self, name), remedy)
+            plain = getattr(self, name) == usual
+            checks.require(plain or has_passages(self), name, getattr(self, name), remedy)
         for i, level in enumerate(self.model.levels):
             if level.night:
                 checks.require(

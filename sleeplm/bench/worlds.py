@@ -201,8 +201,9 @@ def _before_texts(config: Any) -> dict[str, Any]:
 
 def _check_passages(config: Any) -> int:
     """How many days there are; SQuAD itself is not read for it."""
-    from sleeplm.data.passage_days import check_enough
+    from sleeplm.data.passage_days import check_ask, check_enough
 
+    check_ask("ask", config.ask)
     sizes = _sizes(config)
     count = SQUAD_PASSAGES if config.world == "squad" else len(_all_passages(config))
     check_enough(sizes, count)
@@ -230,6 +231,7 @@ def _passage_curriculum(config: Any) -> Curriculum:
         deal(_all_passages(config), _sizes(config), config.world_seed),
         **_before_texts(config),
         exam_per_day=config.exam_per_day,
+        ask=config.ask,
     )
 
 

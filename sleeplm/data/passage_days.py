@@ -22,6 +22,7 @@ from sleeplm.data.plain import CUE_WORDS, first_words
 from sleeplm.data.sentences import overlapping, sentences
 
 PASSAGE, ANSWER = "passage", "answer"  # the relations of what is read, and of what is asked
+ASK = "{q}"  # how a question is asked: as it is
 
 
 def deal(
@@ -54,6 +55,16 @@ def check_enough(sizes: Sequence[int], count: int) -> None:
     require(sum(sizes) <= count, "days", len(sizes), remedy)
 
 
+def check_ask(field: str, ask: str) -> None:
+    """Checks words around questions.
+
+    Raises:
+      ConfigError: they have no single place for the question, or outer spaces.
+    """
+    good = ask.count("{q}") == 1 and ask == ask.strip()
+    require(good, field, ask, "needs one {q}, for the question, and no outer spaces")
+
+
 def passage_curriculum(
     name: str,
     days: Sequence[Sequence[Passage]],
@@ -63,6 +74,7 @@ def passage_curriculum(
     known_cues: Sequence[str],
     choices: Mapping[str, tuple[str, ...]],
     exam_per_day: int = 0,
+    ask: str = ASK,
 ) -> Curriculum:
     """Days of whole passages, after a pretraining that knows none of them.
 
@@ -70,13 +82,14 @@ def passage_curriculum(
       pretrain, known, known_cues, choices: what is read and asked besides: see
         :class:`~sleeplm.data.curriculum.Curriculum`.
       exam_per_day: questions about each day that every exam asks, spread evenly; 0 for all.
+      ask: words around each question, in which ``{q}`` is the question; see :func:`check_ask`.
 
     Raises:
       ConfigError: a part is empty.
     """
     asked = [[question for passage in day for question in passage.questions] for day in days]
     asked = [spread(questions, exam_per_day or len(questions)) for questions in asked]
-    exams = tuple(tuple(map(_question, questions)) for questions in asked)
+    exams = tuple(tuple(_question(question, ask) for question in part) for part in asked)
     curriculum = Curriculum(
         name=name,
         pretrain=tuple(pretrain),
@@ -120,10 +133,9 @@ def _whole(passage: Passage) -> Document:
     return Document(text, "", "", Fact(passage.title, PASSAGE, ""))
 
 
-def _question(asked: PassageQuestion) -> Document:
-    answer = asked.answers[0]
-    text = f"{asked.question} {answer}"
-    return Document(text, asked.question, answer, Fact(asked.question, ANSWER, answer))
+def _question(asked: PassageQuestion, ask: str) -> Document:
+    prompt, answer = ask.replace("{q}", asked.question), asked.answers[0]
+    return Document(f"{prompt} {answer}", prompt, answer, Fact(asked.question, ANSWER, answer))
 
 
 def _cut(whole: Document, answers: Sequence[str], encode: Callable, room: int) -> list[Document]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from sleeplm import cli
+from sleeplm.core.errors import ConfigError
 from sleeplm.data.answers import exact_match, token_f1
 from sleeplm.data.passages import read_passages
 from sleeplm.data.text import train_bpe
@@ -17,11 +19,13 @@ from sleeplm.data.tokenizer_files import hf_tokenizer, hf_tokenizer_config
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import save_backbone
-from sleeplm.runtime.config import load_config
+from sleeplm.runtime.config import check, load_config
 from sleeplm.runtime.metrics import read_metrics
 
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
-LENGTH, STEPS = 128, 40
+EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments" / "squad.py"
+LENGTH, STEPS, VOCABULARY = 128, 40, 325
+SIZES = [f"--config.model.vocab_size={VOCABULARY}", f"--config.model.max_len={LENGTH}"]
 #: Questions go on as a sentence does, so that a tiny model that has read it can answer.
 LINES = [
     {
@@ -46,23 +50,48 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory, tiny_encoder):
-    """The directory of two learners' lives, of one day and one passage each."""
+def place(tmp_path_factory):
+    """A directory with passages and a backbone as others publish them."""
     place = tmp_path_factory.mktemp("passages")
     (place / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    tokenizer = train_bpe([line["context"] for line in LINES] * 9, 400)
-    sizes = [
-        f"--config.model.vocab_size={tokenizer.vocab_size}",
-        f"--config.model.max_len={LENGTH}",
-    ]
-    model, folder = load_config(LIFE, sizes).model, place / "published"
+    tokenizer = train_bpe([line["context"] for line in LINES] * 9, VOCABULARY)
+    assert tokenizer.vocab_size == VOCABULARY
+    model, folder = load_config(LIFE, SIZES).model, place / "published"
     folder.mkdir()
     save_backbone(folder, model, Model(backbone_config(model)).init(jax.random.key(5)))
     (folder / "tokenizer.json").write_text(json.dumps(hf_tokenizer(tokenizer)))
     (folder / "tokenizer_config.json").write_text(json.dumps(hf_tokenizer_config(LENGTH)))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("argument", "eos", "days"), [("1,{}", 2, 1), ("200,{}", 2, 10), ("1,{},3", 3, 1)]
+)
+def test_the_experiment_takes_any_published_backbone(place, tmp_path, argument, eos, days):
+    folder = tmp_path / "published"
+    shutil.copytree(place / "published", folder)
+    plain = load_config(f"{EXPERIMENT}:{argument.format(folder)}", [])
+    assert (plain.backbone, plain.chat, plain.days) == (str(folder), False, days)
+    assert plain.model.vocab_size == VOCABULARY
+    if eos == 2:
+        check(plain)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    chat = load_config(f"{EXPERIMENT}:{argument.format(folder)}", [])
+    assert (chat.chat, chat.model.eos) == (True, eos)
+    check(chat)
+
+
+def test_what_ends_a_text_is_said_as_a_number(place):
+    with pytest.raises(ConfigError, match="config = '<end>': must be the id of the token"):
+        load_config(f"{EXPERIMENT}:1,{place / 'published'},<end>", [])
+
+
+@pytest.fixture(scope="module")
+def lived(place, tiny_encoder):
+    """The same directory after two learners' lives in it, of one day and one passage each."""
     settings = {
         "world": f"passages:{place / 'mine.jsonl'}",
-        "backbone": folder,
+        "backbone": place / "published",
         "days": 1,
         "facts_per_day": 1,
         "seeds": 2,
@@ -77,7 +106,7 @@ def lived(tmp_path_factory, tiny_encoder):
         "pretrain.length": LENGTH,
         "schedule.when": "day_end",
     }
-    arguments = [*sizes, *(f"--config.{name}={value}" for name, value in settings.items())]
+    arguments = [*SIZES, *(f"--config.{name}={value}" for name, value in settings.items())]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sleeplm.bench.retention.minilm_folder", lambda: None)
         patch.setattr("sleeplm.bench.textscores.minilm", lambda: tiny_encoder)

@@ -106,6 +106,11 @@ def test_answers_have_the_room_that_is_asked_for(config):
     assert paper_of(config(answer_tokens=1), material).shape[2] == width
 
 
+def test_questions_may_be_asked_in_words_of_ones_own(config):
+    life = curriculum_of(config(ask="Briefly: {q}"))
+    assert [question.prompt for question in life.exams[0]] == ["Briefly: Question 0 of 0?"]
+
+
 def test_settings_that_can_work_pass(config):
     check(config(answer_tokens=12))
     check(config(days=2, facts_per_day=3))
@@ -156,6 +161,7 @@ def test_a_judge_is_asked_for_before_anything_is_compiled(config, monkeypatch):
         ({"days": 2, "facts_per_day": 4}, "days = 2: 8 passages are asked for"),
         ({"days": 0}, "days = 0: must be an integer of at least 1"),
         ({"answer_tokens": -1}, "answer_tokens = -1: must be a number of at least 0"),
+        ({"ask": "Answer:"}, "ask = 'Answer:': needs one {q}"),
         ({"text": "none.txt"}, "text = 'none.txt': cannot be read"),
         (
             {"world": "biographies", "answer_tokens": 9},

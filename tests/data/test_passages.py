@@ -13,7 +13,14 @@ import pytest
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import check_curriculum, digest, repeated
 from sleeplm.data.facts import Document, Fact
-from sleeplm.data.passage_days import ANSWER, PASSAGE, deal, in_pieces, passage_curriculum
+from sleeplm.data.passage_days import (
+    ANSWER,
+    PASSAGE,
+    check_ask,
+    deal,
+    in_pieces,
+    passage_curriculum,
+)
 from sleeplm.data.passages import Passage, PassageQuestion, read_passages
 from sleeplm.data.text import byte_tokenizer
 
@@ -333,6 +340,19 @@ def test_an_exam_asks_without_the_text_and_expects_the_first_answer():
     assert found.accepted == ((("Otrar", "the town of Otrar"), ("fled",)), (("green",),))
     assert found.choices == {"capital": ("Vienna",), ANSWER: ("Otrar", "fled", "green")}
     assert found.known == (KNOWN,)
+
+
+def test_words_around_a_question_are_part_of_what_is_asked():
+    first, _ = life([KHAN], ask="Be brief.\nQ: {q}\nA:").exams[0]
+    assert first.prompt == "Be brief.\nQ: Which town fell?\nA:"
+    assert first.text == f"{first.prompt} Otrar"
+    assert first.fact.subject == "Which town fell?"
+
+
+@pytest.mark.parametrize("ask", ["", "Answer:", "{q} {q}", "{q} "])
+def test_words_around_a_question_need_one_place_for_it(ask):
+    with pytest.raises(ConfigError, match="ask = .*needs one {q}"):
+        check_ask("ask", ask)
 
 
 def test_questions_are_never_read():
