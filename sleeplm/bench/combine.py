@@ -143,8 +143,8 @@ def _world(results: Mapping[str, Any]) -> tuple[Any, ...]:
     world = world if isinstance(world, Mapping) else {}
     first = next(iter(results["arms"].values()))
     days = len((first[0] if isinstance(first, list) else first)["matrix"])
-    questions = world.get("questions_per_day")
-    size = sorted(questions) if isinstance(questions, list) else world.get("facts_per_day")
+    sizes = world.get("questions_per_day", world.get("passages_per_day"))
+    size = sorted(sizes) if isinstance(sizes, list) else world.get("facts_per_day")
     return str(world.get("name")), str(size), days
 
 

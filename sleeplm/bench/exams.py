@@ -131,7 +131,7 @@ def last_group(exam: Exam) -> Exam:
 
 
 def grade(
-    model: Model, view: View = lambda variables: variables
+    model: Model, view: View = lambda variables: variables, said: bool = False
 ) -> Callable[[Variables, Exam], dict[str, Array]]:
     """How much of an exam is known, and how well.
 
@@ -139,6 +139,7 @@ def grade(
 
     Args:
       view: applied to the variables first, for adapters that live beside the parameters.
+      said: also return what was answered, ``"said"`` int32 [Q, A], padded with 0.
 
     Returns:
       ``(variables, exam) -> {"recall", "logp", "bits", "cluster"}``: recall float32 [G], the
@@ -153,8 +154,9 @@ def grade(
         def one(part: Exam) -> tuple[Array, Array]:
             return _say(model, variables, part), _answer_logp(model, variables, part)
 
-        said, logp = _by_blocks(one, exam)
-        return grade_answers(said, logp, exam)
+        words, logp = _by_blocks(one, exam)
+        found = grade_answers(words, logp, exam)
+        return {**found, "said": words} if said else found
 
     return run
 

@@ -34,6 +34,7 @@ class Life:
       cues: per day {"tokens" [E, n, C], "length" [E, n]}; before: those known before the first
         day. Not used by learners that write their own.
       examine: ``(state of one learner, paper) -> {name: array}``.
+      score: what goes into the metrics instead, of all learners and on the host; None: as it is.
       paper: ``day -> pytree`` of the exam after that day.
       night_batch: {"archive": raw texts} for nights that replay them, {"reader"} for those that are
         judged, or {}.
@@ -59,6 +60,7 @@ class Life:
     probe: Callable[[State, PyTree], dict[str, Array]] | None = None
     shares: Sequence[float] = ()
     judge: PyTree = None
+    score: Callable[[dict[str, Array]], dict[str, Any]] | None = None
 
     @property
     def days(self) -> int:
@@ -178,8 +180,8 @@ class Life:
         paper = self.paper(day)
 
         def run(state: State):
-            found = self._examine(state, paper)
-            return state, {**found, **_counted(state)}
+            found = {**self._examine(state, paper), **_counted(state)}
+            return state, found if self.score is None else self.score(found)
 
         record = {"event": "exam", "when": when, "day": day}
         self._add(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")

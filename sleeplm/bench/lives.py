@@ -25,6 +25,7 @@ from sleeplm.bench.general import general_loss
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, JointStream, StackedStreams
+from sleeplm.bench.textscores import TextScores
 from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
@@ -47,6 +48,7 @@ class Bench:
       start: what :func:`~sleeplm.bench.exams.grade` finds before the first day, and the loss on
         general text, if there is one.
       general: rows of general text that every exam reads, or None.
+      scores: of answers as text, or None.
     """
 
     config: Any
@@ -56,6 +58,7 @@ class Bench:
     params: Params
     start: dict[str, np.ndarray]
     general: np.ndarray | None = None
+    scores: TextScores | None = None
 
     @property
     def keys(self) -> Array:
@@ -88,7 +91,8 @@ class Bench:
     def shares(self) -> list[float]:
         """How long the night after each day is, of the usual one: by how many facts it brought.
 
-        Empty where all nights are alike: they follow no day, or their days are labelled texts.
+        Pieces of passages count as facts. Empty where all nights are alike: they follow no day, or
+        their days are labelled texts.
         """
         usual, when = self.config.night_facts, self.config.schedule.when
         if not usual or when != "day_end" or is_labelled(self.config):
@@ -153,7 +157,8 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         chunk=day.chunk,
         cues=[_cues(bench, [c.cues[i] for c in curricula]) for i in days],
         before=_cues(bench, [c.known_cues for c in curricula]),
-        examine=_examine(arm),
+        examine=_examine(arm, said=bench.scores is not None),
+        score=bench.scores,
         paper=_papers(bench, arm),
         night_batch=_night_batch(bench, arm),
         judge=bench.judge if _is_judged(arm) else None,
@@ -201,9 +206,9 @@ def _questions(exam: Exam) -> dict[str, Exam]:
     return jax.tree.map(jnp.asarray, {"exam": exam, "known": last_group(exam)})
 
 
-def _examine(arm: Arm) -> Any:
+def _examine(arm: Arm, said: bool) -> Any:
     view = arm.learner.view
-    ask = grade(arm.model, view)
+    ask = grade(arm.model, view, said)
     moved = divergence_from(arm.model, view)
     read = general_loss(arm.model, view)
     by_class = grade_by_class(arm.model)

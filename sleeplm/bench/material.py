@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from sleeplm.bench.exams import Exam, answer_lengths, make_exam
-from sleeplm.bench.worlds import check_world, curriculum_of, is_labelled, world_of
+from sleeplm.bench.worlds import (
+    check_world,
+    curriculum_of,
+    has_passages,
+    is_labelled,
+    world_of,
+)
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.curriculum import Curriculum, digest
@@ -48,19 +54,24 @@ class Material:
 def prepare(config: Any) -> Material:
     """Builds the texts of a life; a tokenizer of our own sees the pretraining texts only.
 
-    Long texts of labelled worlds are cut to the words that fit into a row; facts never are.
+    Long texts of labelled worlds are cut to the words that fit into a row, passages into pieces;
+    facts never are.
 
     Raises:
       ConfigError: a text is longer than a row of the stream that it belongs to.
     """
     curriculum = curriculum_of(config)
     tokenizer = _tokenizer(config, curriculum)
-    if is_labelled(config):
+    rooms = config.pretrain.length, min(config.day.length, config.model.max_len)
+    if is_labelled(config) or has_passages(config):
         from sleeplm.data.labels import cut_to_rows
 
-        rooms = config.pretrain.length, min(config.day.length, config.model.max_len)
         turns = len(tokenizer.turns)
         curriculum = cut_to_rows(curriculum, tokenizer.encode_batch, *(n - turns for n in rooms))
+    if has_passages(config):
+        from sleeplm.data.passage_days import in_pieces
+
+        curriculum = in_pieces(curriculum, tokenizer.encode_batch, rooms[1])
     material = Material(
         curriculum=curriculum,
         tokenizer=tokenizer,
@@ -106,11 +117,15 @@ def cut_asleep(config: Any, materials: Sequence[Material]) -> list[str]:
 
 
 def paper_of(config: Any, material: Material) -> Exam:
-    """The exam: every day's questions, and those about some of what pretraining told."""
+    """The exam: every day's questions, and those about some of what pretraining told.
+
+    Answers have room for ``answer_tokens`` where they are free text.
+    """
     curriculum, most = material.curriculum, config.model.max_len
     groups = [*curriculum.exams, curriculum.known]
+    room = (0, 0, config.answer_tokens if has_passages(config) else 0)
     try:
-        return make_exam(material.tokenizer, groups, max_len=most, choices=curriculum.choices)
+        return make_exam(material.tokenizer, groups, most, curriculum.choices, pad_to=room)
     except ConfigError as error:
         field = {"max_len": "model.max_len"}.get(error.field, error.field)
         raise ConfigError(field, error.value, error.remedy) from error

@@ -9,6 +9,8 @@ import numpy as np
 from sleeplm.bench.arms import Arm
 from sleeplm.bench.costs import flops_of, moved_parameters, tokens_of
 from sleeplm.bench.lives import Bench
+from sleeplm.bench.textscores import NAMES
+from sleeplm.bench.worlds import has_passages
 from sleeplm.core import tree
 from sleeplm.data.curriculum import digest
 from sleeplm.runtime.metrics import read_metrics
@@ -21,6 +23,10 @@ def outcomes(bench: Bench, run: Run, arms: dict[str, Arm]) -> dict[str, Any]:
     """The content of ``results.json``; an arm is a list of its learners."""
     records = read_metrics(run.directory / METRICS)
     config, curriculum = bench.config, bench.materials[0].curriculum
+    if has_passages(config):  # learners read passages with more questions or fewer
+        sizes = {"passages_per_day": config.day_sizes or [config.facts_per_day] * config.days}
+    else:
+        sizes = {"questions_per_day": [len(part) for part in curriculum.exams]}
     return {
         "experiment": "retention",
         "config": run.config,
@@ -29,7 +35,7 @@ def outcomes(bench: Bench, run: Run, arms: dict[str, Arm]) -> dict[str, Any]:
             "name": config.world,
             "days": len(bench.steps),
             "texts_per_day": [len(day) for day in curriculum.days],
-            "questions_per_day": [len(part) for part in curriculum.exams],
+            **sizes,
             "pretrain_texts": len(curriculum.pretrain),
             "digests": [digest(material.curriculum) for material in bench.materials],
             "backbone_parameters": tree.size(bench.params) // config.seeds,
@@ -91,6 +97,9 @@ def _learner(
     if bench.general is not None:
         result["general"] = [float(dawn[i]["general"][e]) for i in days]
         result["general_start"] = float(bench.start["general"][e])
+    for name in (name for name in NAMES if name in bench.start):
+        result[name] = [[float(x) for x in dawn[i][name][e]] for i in days]
+        result[f"{name}_start"] = [float(x) for x in bench.start[name][e]]
     if not arm.by_class:
         result["logp"] = [[float(x) for x in dawn[i]["logp"][e][:-1]] for i in days]
         result["logp_start"] = [float(x) for x in bench.start["logp"][e][:-1]]

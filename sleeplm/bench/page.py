@@ -46,6 +46,7 @@ def blocks(report: Mapping[str, Any], picture: str) -> list[Block]:
     parts += _section("Recall against age", [_listed(arms, "age", "nights since", share)])
     parts += _section("Dusk and dawn", _table(arms, _NIGHT), _DUSK)
     parts += _section("Log-probability beside recall", _lift(arms), _LIFT)
+    parts += _section("Answers as text", _table(arms, _TEXT), _TEXT_SCORES)
     for title, name, show in _BY_NIGHT:
         parts += _section(title, [_listed(arms, name, "after night", show)])
     parts += _section("Routing", _table(arms, _ROUTING), _ROUTED)
@@ -279,6 +280,14 @@ _NIGHT: tuple[Column, ...] = (
     ("perplexity of general text, rise", _figure("perplexity_rise", signed)),
     ("largest cluster", _figure("cluster_largest")),
 )
+_TEXT: tuple[Column, ...] = (
+    ("exact match (95%)", _figure("em_last")),
+    ("exact match before life", _figure("em_start")),
+    ("token F1 (95%)", _figure("f1_last")),
+    ("F1 before life", _figure("f1_start")),
+    ("judged the same (95%)", _figure("judged_last")),
+    ("judged before life", _figure("judged_start")),
+)
 _ROUTING: tuple[Column, ...] = (
     ("learned routing", _figure("routing_learned")),
     ("oracle routing", _figure("routing_oracle")),
@@ -303,6 +312,11 @@ _DUSK = (
 _LIFT = (
     "Recall of generated answers / rise of the right answer's log-probability since the start of "
     "life, nats an answer. Lift without recall: there, but not reached."
+)
+_TEXT_SCORES = (
+    "What is answered in words, whatever its tokens, to the questions of all days: after the last "
+    "night, and by the model that has read nothing of them. SQuAD's exact match and F1 of words, "
+    "case, punctuation and articles aside, and the share that a judge of meaning accepts."
 )
 _ROUTED = (
     "Recall after the last night as the router sends questions, and with only the day's own expert "

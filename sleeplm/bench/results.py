@@ -58,6 +58,8 @@ class SeedRun:
       kl: divergence to the original model after every night, nats a token; [nights].
       general, general_start: loss on general text after every night, [nights], and before the
         first day, nats a token.
+      em, f1, judged: answers as text (:mod:`sleeplm.bench.textscores`), each day's mean after
+        every night; [nights, days]. em_start, f1_start, judged_start: before the first day; [days].
       cluster: share of the exam's answers that are the most frequent output; [nights].
       dusk: recall of all days at dusk; [nights, days].
       tokens, flops, seconds: what the arm cost, by kind.
@@ -76,6 +78,12 @@ class SeedRun:
     kl: np.ndarray | None = None
     general: np.ndarray | None = None
     general_start: float | None = None
+    em: np.ndarray | None = None
+    em_start: np.ndarray | None = None
+    f1: np.ndarray | None = None
+    f1_start: np.ndarray | None = None
+    judged: np.ndarray | None = None
+    judged_start: np.ndarray | None = None
     cluster: np.ndarray | None = None
     dusk: np.ndarray | None = None
     routing: Routing | None = None
@@ -177,8 +185,10 @@ def _seed_run(where: str, entry: Mapping[str, Any]) -> SeedRun:
         "origin": str,
         "run": str,
     }
-    read |= dict.fromkeys(("logp", "dusk"), lambda value: _array(value, (days, days)))
-    for name in ("forward", "floor", "logp_start", "kl", "cluster", "general"):
+    for name in ("logp", "dusk", "em", "f1", "judged"):
+        read[name] = lambda value: _array(value, (days, days))
+    starts = ("logp_start", "em_start", "f1_start", "judged_start")
+    for name in ("forward", "floor", "kl", "cluster", "general", *starts):
         read[name] = lambda value: _array(value, (days,))
     read |= dict.fromkeys(("bits", "tokens", "flops"), _amounts)
     given = [name for name in read if name in REQUIRED or entry.get(name) is not None]

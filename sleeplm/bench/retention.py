@@ -26,9 +26,12 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
+from sleeplm.bench.textscores import NAMES, text_scores
+from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.side_by_side import for_each
+from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.pretrain import PretrainConfig
@@ -73,10 +76,10 @@ class RetentionConfig:
 
     Attributes:
       world: ``atlas`` (real facts of countries and elements), ``biographies`` (generated),
-        ``facts:FILE`` or ``labels:DIRECTORY`` (your own, see docs/data.md), or a labelled data
-        set (``clinc150``, ``banking77``, ``dbpedia70``, ...).
-      world_seed: which subjects fall into which day, and into pretraining.
-      days: of the life; 0 for all that the data have. facts_per_day: in each.
+        ``facts:FILE``, ``labels:DIRECTORY`` or ``passages:FILE`` (your own, see docs/data.md), a
+        labelled data set (``clinc150``, ``banking77``, ``dbpedia70``, ...), or ``squad``.
+      world_seed: which subjects fall into which day, and into pretraining; which passages are read.
+      days: of the life; 0 for all that the data have. facts_per_day: in each, or passages.
       day_sizes: facts of each day, where days are unequal; empty: all ``facts_per_day``.
       night_facts: facts of a day whose night has ``sleep.updates``; after other days it has more
         or fewer in proportion. 0: all nights are alike, as they are by the clock or by surprise,
@@ -87,6 +90,10 @@ class RetentionConfig:
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
+      ask: words around questions about passages, in which ``{q}`` is the question.
+      answer_tokens: room for an answer about passages, what ends it included; 0: that of the
+        longest expected one. score_judge: let all-MiniLM-L6-v2 judge these answers too, at
+        ``sleep.judge_threshold`` (:mod:`sleeplm.bench.textscores`).
       backbone: a published model instead of one that is pretrained here: ``smollm2``, a GGUF file
         or a Hugging Face folder, see :func:`~sleeplm.pretrained.published.find_backbone`. ``model``
         has its sizes, and what is "known" before the first day is what it makes of those facts.
@@ -94,7 +101,7 @@ class RetentionConfig:
         them; ``model.eos`` is then what ends a text, not what ends a turn.
       general: file of plain text (as ``text``) that every exam reads, to tell general ability from
         what the days were about; general_tokens: how much of its beginning.
-      text: file of plain text to pretrain on beside the facts, for labelled worlds. text_lines:
+      text: file of plain text to pretrain on beside the facts, for worlds of texts. text_lines:
         of it, at most. data_dir, manual_dir: where TFDS keeps data sets, and files that one has
         to fetch by hand.
       seed: of parameters, order and samples. seeds: learners that live side by side.
@@ -117,6 +124,9 @@ class RetentionConfig:
     wear: float = 0.5
     exam_pretrain: int = 196
     exam_per_day: int = 0
+    ask: str = ASK
+    answer_tokens: int = 0
+    score_judge: bool = False
     backbone: str = ""
     chat: bool = False
     general: str = ""
@@ -142,7 +152,7 @@ class RetentionConfig:
     def check(self, field: str) -> None:
         for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
             getattr(self, name).check(name)  # what follows may count on them
-        if self.sleep.judge == "minilm":
+        if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
         checks.positive_integer("seeds", self.seeds)
         for name in ("seed", "world_seed"):
@@ -151,7 +161,7 @@ class RetentionConfig:
         for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
         checks.fraction("wear", self.wear)
-        for name in ("exam_per_day", "text_lines", "days", "night_facts"):
+        for name in ("exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
         checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
@@ -167,6 +177,10 @@ class RetentionConfig:
         checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
         check_backbone(self)
         days = check_world(self)
+        for name, usual in {"ask": ASK, "answer_tokens": 0, "score_judge": False}.items():
+            remedy = "only answers about passages are free text: leave it out"
+            plain = getattr(self, name) == usual
+            checks.require(plain or has_passages(self), name, getattr(self, name), remedy)
         for i, level in enumerate(self.model.levels):
             if level.night:
                 checks.require(
@@ -244,7 +258,10 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     params = pretrained(run, backbone, learners, materials)
     slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
     newborn = {"params": params, "slots": slots}
-    start = jax.device_get(jax.jit(for_each(grade(backbone)))(newborn, paper))
+    scores = text_scores(config, materials)
+    ask = grade(backbone, said=scores is not None)
+    start = jax.device_get(jax.jit(for_each(ask))(newborn, paper))
+    start = start if scores is None else scores(start)
     if (general := general_of(config, materials)) is not None:
         read = jax.jit(for_each(general_loss(backbone)))
         start["general"] = jax.device_get(read(newborn, general))
@@ -252,7 +269,11 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
         f"{start['recall'][:, :-1].mean():.2f} of the days"
     )
-    bench = Bench(config, learners, materials, paper, params, start, general)
+    if scores is not None:
+        said = {name: start[name].mean() for name in NAMES if name in start}
+        words = ", ".join(f"{name} {mean:.2f}" for name, mean in said.items())
+        run.say(f"answers as text, before anything is read: {words}")
+    bench = Bench(config, learners, materials, paper, params, start, general, scores)
     for name, arm in arms.items():
         live(bench, run, name, arm)
     results = outcomes(bench, run, arms)

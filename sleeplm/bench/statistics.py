@@ -266,7 +266,7 @@ def _perplexity_rise(run: SeedRun) -> np.ndarray | None:
     return np.exp(run.general[-1:] - run.general_start) - 1
 
 
-#: Every figure of an arm. The mean of all but costs is compared between arms.
+#: Every figure of an arm. The mean of all but costs and starts is compared between arms.
 FIGURES = (
     Figure("mean_recall_last", lambda run: run.matrix[-1]),
     Figure("forgetting", lambda run: forgotten(run.matrix)),
@@ -281,6 +281,12 @@ FIGURES = (
     Figure("kl_last", lambda run: _last(run.kl)),
     Figure("perplexity_rise", _perplexity_rise),
     Figure("cluster_largest", lambda run: None if run.cluster is None else run.cluster.max()[None]),
+    Figure("em_last", lambda run: _row(run.em)),
+    Figure("em_start", lambda run: run.em_start, paired=False),
+    Figure("f1_last", lambda run: _row(run.f1)),
+    Figure("f1_start", lambda run: run.f1_start, paired=False),
+    Figure("judged_last", lambda run: _row(run.judged)),
+    Figure("judged_start", lambda run: run.judged_start, paired=False),
     Figure("lift_last", lambda run: _row(lift(run))),
     Figure("routing_learned", lambda run: _routed(run, "learned")),
     Figure("routing_oracle", lambda run: _routed(run, "oracle")),

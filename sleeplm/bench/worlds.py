@@ -6,6 +6,8 @@
 ``facts:FILE``       your own facts (:mod:`sleeplm.data.factfile`); ``facts:FILE,WORDINGS``
 ``labels:DIR``       your own labelled texts (:mod:`sleeplm.data.labelfiles`)
 ``clinc150``, ...    labelled data sets (:mod:`sleeplm.data.tasks`)
+``passages:FILE``    passages to read, with questions (:mod:`sleeplm.data.passages`)
+``squad``            passages of SQuAD's validation split (:mod:`sleeplm.data.squad`)
 ===================  =============================================================================
 
 Modules of worlds that are not asked for are not imported.
@@ -36,7 +38,12 @@ TASK_DAYS = {
     "banking77_klda": 7,
     "dbpedia70": 7,
 }
-POSSIBLE = (*BUILT_IN, "facts:FILE.jsonl", "labels:DIRECTORY", *TASK_DAYS)
+PASSAGES = ("passages", "squad")  # worlds of texts to read
+SQUAD_PASSAGES = 2067  # of its validation split; here for the same reason
+POSSIBLE = (
+    *(*BUILT_IN, "facts:FILE.jsonl", "labels:DIRECTORY"),
+    *("passages:FILE.json", "squad", *TASK_DAYS),
+)
 
 
 def check_world(config: Any) -> int:
@@ -54,6 +61,8 @@ def check_world(config: Any) -> int:
         checks.require(not config.text, "text", config.text, remedy)
         return len(world_of(config).days)
     _check_text(config)
+    if kind in PASSAGES:
+        return _check_passages(config)
     if kind == "labels":
         return len(_labelled(config).days)
     return _first_days(config, range(TASK_DAYS[kind]), place).stop
@@ -76,7 +85,7 @@ def curriculum_of(config: Any) -> Curriculum:
             wear=config.wear,
             rng=np.random.default_rng(config.world_seed),
         )
-    return _label_curriculum(config)
+    return _passage_curriculum(config) if kind in PASSAGES else _label_curriculum(config)
 
 
 def world_of(config: Any) -> World:
@@ -106,22 +115,32 @@ def is_labelled(config: Any) -> bool:
     return _kind(config.world)[0] in ("labels", *TASK_DAYS)
 
 
+def has_passages(config: Any) -> bool:
+    """Whether the world's days are passages, whose questions are answered in free text."""
+    return _kind(config.world)[0] in PASSAGES
+
+
 def _kind(world: str) -> tuple[str, str]:
     """``"facts:a.jsonl"`` as ``("facts", "a.jsonl")``; other worlds name their own place."""
     kind, colon, place = world.partition(":")
-    if kind in ("facts", "labels"):
-        what = {"facts": "a file: facts:FILE.jsonl", "labels": "a directory: labels:DIRECTORY"}
+    what = {
+        "facts": "a file: facts:FILE.jsonl",
+        "labels": "a directory: labels:DIRECTORY",
+        "passages": "a file: passages:FILE.json",
+    }
+    if kind in what:
         checks.require(bool(colon and place), "world", world, f"name {what[kind]}")
         return kind, place
-    if world not in (*BUILT_IN, *TASK_DAYS):
-        close = difflib.get_close_matches(kind, (*BUILT_IN, "facts", "labels", *TASK_DAYS), n=1)
+    if world not in (*BUILT_IN, "squad", *TASK_DAYS):
+        known = (*BUILT_IN, *what, "squad", *TASK_DAYS)
+        close = difflib.get_close_matches(kind, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ConfigError("world", world, f"must be one of {', '.join(POSSIBLE)}{hint}")
     return world, world
 
 
 def _sizes(config: Any) -> list[int]:
-    """Facts of each day of a built-in world."""
+    """Facts of each day of a built-in world, or passages of each day."""
     if not config.day_sizes:
         checks.positive_integer("days", config.days)
         checks.positive_integer("facts_per_day", config.facts_per_day)
@@ -156,22 +175,63 @@ def _labelled(config: Any) -> Any:
 
 
 def _label_curriculum(config: Any) -> Curriculum:
-    """Labelled days, after a pretraining on the whole atlas and on ``config.text``."""
-    from sleeplm.data.labels import beginnings, label_curriculum
+    from sleeplm.data.labels import label_curriculum
+
+    before = _before_texts(config)
+    return label_curriculum(_labelled(config), **before, exam_per_day=config.exam_per_day)
+
+
+def _before_texts(config: Any) -> dict[str, Any]:
+    """What goes before days of texts: a pretraining on the whole atlas and on ``config.text``."""
+    from sleeplm.data.labels import beginnings
 
     world = atlas(config.world_seed, [])
     rng = np.random.default_rng(config.world_seed)
     texts = _pieces(config)
-    return label_curriculum(
-        _labelled(config),
-        pretrain=[
+    return {
+        "pretrain": [
             *told(world, world.pretrain, config.statements, config.questions, rng, config.wear),
             *texts,
         ],
-        known=exam(world, spread(world.pretrain, config.exam_pretrain)),
-        known_cues=[*subjects(world.pretrain), *beginnings(piece.text for piece in texts)],
-        choices=choices_of(world.facts),
+        "known": exam(world, spread(world.pretrain, config.exam_pretrain)),
+        "known_cues": [*subjects(world.pretrain), *beginnings(piece.text for piece in texts)],
+        "choices": choices_of(world.facts),
+    }
+
+
+def _check_passages(config: Any) -> int:
+    """How many days there are; SQuAD itself is not read for it."""
+    from sleeplm.data.passage_days import check_ask, check_enough
+
+    check_ask("ask", config.ask)
+    sizes = _sizes(config)
+    count = SQUAD_PASSAGES if config.world == "squad" else len(_all_passages(config))
+    check_enough(sizes, count)
+    return len(sizes)
+
+
+def _all_passages(config: Any) -> Any:
+    """The passages (:class:`~sleeplm.data.passages.Passage`) of the file or data set."""
+    kind, place = _kind(config.world)
+    if kind == "squad":
+        from sleeplm.data.squad import load_squad
+
+        return load_squad(config.data_dir, config.manual_dir)
+    from sleeplm.data.passages import read_passages
+
+    return read_passages(place)
+
+
+def _passage_curriculum(config: Any) -> Curriculum:
+    from sleeplm.data.passage_days import deal, passage_curriculum
+
+    _, place = _kind(config.world)
+    return passage_curriculum(
+        pathlib.Path(place).name.partition(".")[0],
+        deal(_all_passages(config), _sizes(config), config.world_seed),
+        **_before_texts(config),
         exam_per_day=config.exam_per_day,
+        ask=config.ask,
     )
 
 

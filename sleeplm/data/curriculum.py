@@ -37,6 +37,8 @@ class Curriculum:
       known_cues: the same of ``pretrain``.
       choices: relation -> its different values: ``log2(len(choices[r]))`` bits answer a question
         about ``r``.
+      accepted: per day, for each question of its exam, all answers that count where answers are
+        scored as text; empty where they are not.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Curriculum:
     cues: tuple[tuple[str, ...], ...]
     known_cues: tuple[str, ...]
     choices: Mapping[str, tuple[str, ...]]
+    accepted: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
 
 def digest(curriculum: Curriculum) -> str:
@@ -64,6 +67,8 @@ def digest(curriculum: Curriculum) -> str:
         "cues": [curriculum.cues, curriculum.known_cues],
         "choices": dict(curriculum.choices),
     }
+    if curriculum.accepted:
+        content["accepted"] = curriculum.accepted
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -184,7 +189,8 @@ def check_curriculum(curriculum: Curriculum) -> None:
 
     Raises:
       ConfigError: no days, parts that do not belong together, an empty part, a text that is not
-        ``prompt + " " + answer``, an answer that is not among the choices, or an unusable cue.
+        ``prompt + " " + answer``, an answer that is not among the choices or not accepted, or an
+        unusable cue.
     """
     count = len(curriculum.days)
     require(count > 0, "curriculum.days", count, "needs at least one day")
@@ -204,6 +210,20 @@ def check_curriculum(curriculum: Curriculum) -> None:
             require(good, "curriculum.cues", cue, "use text without outer spaces")
     for question in (*curriculum.known, *(q for part in curriculum.exams for q in part)):
         _check_question(curriculum, question)
+    if curriculum.accepted:
+        asked = [[question.answer for question in part] for part in curriculum.exams]
+        _check_accepted(asked, curriculum.accepted)
+
+
+def _check_accepted(
+    asked: Sequence[Sequence[str]], accepted: Sequence[Sequence[Sequence[str]]]
+) -> None:
+    field = "curriculum.accepted"
+    sizes, wanted = list(map(len, accepted)), list(map(len, asked))
+    require(sizes == wanted, field, sizes, f"needs an entry for every question: {wanted}")
+    for answers, entries in zip(asked, accepted, strict=True):
+        for answer, entry in zip(answers, entries, strict=True):
+            require(answer in entry, field, entry, f"must have the exam's answer {answer!r}")
 
 
 def _check_texts(field: str, documents: Iterable[Document]) -> None:

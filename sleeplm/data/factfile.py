@@ -29,7 +29,6 @@ file. They depend on the file and the seed alone.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import random
 from collections import Counter
@@ -45,7 +44,7 @@ from sleeplm.data.files import (
     did_you_mean,
     json_lines,
     place,
-    read_text,
+    read_json,
     words_of,
 )
 
@@ -139,11 +138,7 @@ def _read_wordings(content: _Content, path: str) -> None:
         for number, line in json_lines(path, "world", example):
             _add_wordings(content, place(path, number), line)
         return
-    try:
-        relations = json.loads(read_text(path, "world"))
-    except json.JSONDecodeError as error:
-        remedy = f"is not JSON ({error.msg} at column {error.colno})"
-        raise ConfigError(place(path, error.lineno), path, remedy) from None
+    relations = read_json(path, "world")
     if not isinstance(relations, dict) or not all(isinstance(v, dict) for v in relations.values()):
         remedy = 'must be one object: {"birth_city": {"statements": [...]}, ...}'
         raise ConfigError(place(path), type(relations).__name__, remedy)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,22 +25,43 @@ def place(path: str | pathlib.Path, line: int | None = None, field: str = "") ->
 def read_text(path: str | pathlib.Path, setting: str) -> str:
     """The text of a UTF-8 file (a byte-order mark is dropped), line ends as they are.
 
+    A file whose name ends in ``.gz`` is unpacked.
+
     Raises:
       ConfigError: ``setting``, when the file is missing, unreadable, not UTF-8 or empty.
     """
     path = pathlib.Path(path).expanduser()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = raw[: error.start].count(b"\n") + 1
         bad = f"byte 0x{error.object[error.start]:02x}"
         raise ConfigError(place(path, line), bad, "is not UTF-8: save the file as UTF-8") from None
-    except OSError as error:
-        remedy = f"cannot be read ({error.strerror or error}): name a file"
+    except (OSError, EOFError, zlib.error) as error:
+        remedy = f"cannot be read ({getattr(error, 'strerror', None) or error}): name a file"
         raise ConfigError(setting, str(path), remedy) from None
     if not text.strip():
         raise ConfigError(setting, str(path), "is empty")
     return text
+
+
+def read_json(path: str | pathlib.Path, setting: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ConfigError: FILE:LINE, for what is not JSON, or FILE, for an object with a key twice.
+    """
+    path = pathlib.Path(path)
+    text = read_text(path, setting)
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles)
+    except json.JSONDecodeError as error:
+        remedy = f"is not JSON ({error.msg} at column {error.colno})"
+        raise ConfigError(place(path, error.lineno), path.name, remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(place(path), path.name, f"is not usable JSON ({error})") from None
 
 
 def json_lines(path: str | pathlib.Path, setting: str, example: str) -> Iterator[tuple[int, dict]]:

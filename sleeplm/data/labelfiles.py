@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
 from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.files import check_name, did_you_mean, place, read_text
+from sleeplm.data.files import check_name, did_you_mean, place, read_json, read_text
 from sleeplm.data.labels import Labelled, Row, split_evenly
 
 
@@ -132,11 +131,7 @@ def _day(where: str, day: object) -> int:
 
 def _read_days(file: pathlib.Path, labels: list[str]) -> tuple[tuple[str, ...], ...]:
     """The days of ``days.json``, in either form."""
-    try:
-        content = json.loads(read_text(file, "world"))
-    except json.JSONDecodeError as error:
-        remedy = f"is not JSON ({error.msg} at column {error.colno})"
-        raise ConfigError(place(file, error.lineno), file.name, remedy) from None
+    content = read_json(file, "world")
     if isinstance(content, dict):
         pairs = [(label, _day(f"{file}: {label}", day)) for label, day in content.items()]
     elif isinstance(content, list) and all(isinstance(day, list) for day in content):

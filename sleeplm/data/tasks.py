@@ -56,12 +56,17 @@ def load_task(name: str, data_dir: str = "", manual_dir: str = "", seed: int = 0
     """
     one_of("world", name, TASKS)
     task = TASKS[name]
-    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    manual = pathlib.Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
-    builder = _prepared(name, task, root, manual)
+    builder = _prepared(name, task, *places(data_dir, manual_dir))
     parts = [_rows(builder, split, task.label) for split in ("train", "test")]
     labels = list(dict.fromkeys(label for part in parts for _, label in part))
     return Labelled(name, task.days(labels, seed), *parts)
+
+
+def places(data_dir: str, manual_dir: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where TFDS keeps data sets, and where files that people put down are."""
+    root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    manual = pathlib.Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
+    return root, manual
 
 
 def domain_days(labels: Sequence[str], seed: int) -> tuple[tuple[str, ...], ...]:
@@ -217,14 +222,25 @@ def _prepared(name: str, task: _Task, root: pathlib.Path, manual: pathlib.Path) 
     folder = _folder(task, manual)
     if task.files != (_ARCHIVE,):
         _check_files(name, task, folder, manual, builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
+    prepare(builder, name, f"put {', '.join(task.files)} into {manual / task.folder}", folder)
+    return builder
+
+
+def prepare(builder: Any, world: str, help_: str, folder: pathlib.Path | None = None) -> None:
+    """Lets TFDS download and prepare what ``builder`` makes.
+
+    Args:
+      help_: what else can be done, for messages. folder: with files that people put down.
+
+    Raises:
+      ConfigError: ``world``, when that does not work, for whatever reason.
+    """
     given = os.fspath(folder) if folder else None
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=given))
     except Exception as error:  # TFDS lets errors of any kind through
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        help_ = f"put {', '.join(task.files)} into {manual / task.folder}"
-        raise ConfigError("world", name, f"cannot be prepared ({reason}): {help_}") from error
-    return builder
+        raise ConfigError("world", world, f"cannot be prepared ({reason}): {help_}") from error
 
 
 def _folder(task: _Task, manual: pathlib.Path) -> pathlib.Path | None:

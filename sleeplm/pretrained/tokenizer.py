@@ -16,6 +16,8 @@ from sleeplm.pretrained.chat import check_messages, render
 
 #: Characters that no text uses: one of them keeps a special token in a message from being one.
 PRIVATE = [chr(code) for code in range(0xE000, 0xF8FF)]
+#: How models spell what ends a text where their conversations end a turn with something else.
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,11 @@ class ImportedTokenizer:
         """Ids of the special tokens, by how they are written."""
         added = self.bpe.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of what ends a text that may hold several turns; ``eos`` if no token says so."""
+        return next((self.special[t] for t in ENDS_OF_TEXT if t in self.special), self.eos)
 
     def alike_anywhere(self) -> ImportedTokenizer:
         """The same with a ``lead`` of one space, if words need it to have the same tokens at the

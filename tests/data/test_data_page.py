@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sleeplm.bench.worlds import SQUAD_PASSAGES
 from sleeplm.data.factfile import LEAST_QUESTIONS, LEAST_STATEMENTS, read_facts
 from sleeplm.data.facts import subjects
 from sleeplm.data.labelfiles import read_labels
 from sleeplm.data.labels import MAX_WORDS, MOST_CUES, QUESTION
+from sleeplm.data.passages import read_passages
+from sleeplm.data.plain import CUE_WORDS
 from sleeplm.data.tasks import TASKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
@@ -28,7 +31,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_a_file_of_every_kind():
-    assert set(FILES) == {"people.jsonl", "wordings.jsonl", "train.csv", "test.csv"}
+    facts, labels = {"people.jsonl", "wordings.jsonl"}, {"train.csv", "test.csv"}
+    assert set(FILES) == facts | labels | {"towns.jsonl"}
 
 
 def test_the_facts_can_be_read_with_and_without_wordings(here):
@@ -47,6 +51,12 @@ def test_the_labelled_texts_can_be_read(here):
     assert len(data.test) == 3
 
 
+def test_the_passages_can_be_read(here):
+    first, second = read_passages("towns.jsonl")
+    assert (first.title, second.title) == ("Otrar", "")
+    assert first.questions[0].answers == ("in winter", "winter")
+
+
 def test_the_code_runs(here, capsys):
     exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {})
     assert capsys.readouterr().out.startswith("[36, 18] ")
@@ -62,5 +72,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code():
     text = " ".join(PAGE.split())
     assert f"fill up to {LEAST_STATEMENTS} statements and {LEAST_QUESTIONS} questions" in text
     assert f"cut to their first {MAX_WORDS} words" in text
-    assert f"At most {MOST_CUES} cues of a labelled day" in text
+    assert f"At most {MOST_CUES} cues of a day" in text
+    assert CUE_WORDS == 4 and "the first four words of each piece" in text
+    assert f"{SQUAD_PASSAGES} passages" in text
     assert f"`TEXT {QUESTION} LABEL`" in text

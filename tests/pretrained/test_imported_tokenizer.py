@@ -148,6 +148,21 @@ def in_turns(tokenizer, question, answer, **more):
     return tokenizer.encode_chat(messages[: 2 if answer else 1], **more)
 
 
+def test_what_ends_a_text_of_several_turns_is_found_by_its_name(tokenizer, folder):
+    assert tokenizer.eos == tokenizer.special["<|im_end|>"]
+    assert tokenizer.end_of_text == tokenizer.special["<|endoftext|>"]
+    content = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(content.replace("<|endoftext|>", "<|end_of_text|>"))
+    settings = SETTINGS | {"bos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    llama = read_tokenizer(folder)
+    assert llama.end_of_text == llama.special["<|end_of_text|>"]
+    (folder / "tokenizer.json").write_text(content.replace("<|endoftext|>", "<s>"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"bos_token": "<s>"}))
+    other = read_tokenizer(folder)
+    assert other.end_of_text == other.eos
+
+
 def test_a_question_in_turns_is_what_the_template_makes_of_it(tokenizer, talking):
     fact = Fact("the a", "is", "th")
     asked = Document("what is the a? th", "what is the a?", "th", fact)
