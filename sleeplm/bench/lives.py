@@ -30,7 +30,7 @@ from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
 from sleeplm.data.streams import batches_per_epoch
-from sleeplm.methods.judges import SemanticJudge, semantic_judge
+from sleeplm.methods.judges import SemanticJudge, names_agree, semantic_judge
 from sleeplm.methods.schedule import look
 from sleeplm.models.graft import graft
 from sleeplm.pretrained.minilm import minilm
@@ -68,8 +68,13 @@ class Bench:
     def judge(self) -> SemanticJudge:
         """Judge of what the learners write, each read with its own tokenizer."""
         decoders = [material.tokenizer.decode_batch for material in self.materials]
+        sleep = self.config.sleep
         return semantic_judge(
-            minilm(), decoders, self.config.sleep.judge_threshold, eos=self.config.model.eos
+            minilm(),
+            decoders,
+            sleep.accepts("minilm"),
+            eos=self.config.model.eos,
+            rule=names_agree if sleep.judge_names else None,
         )
 
     @functools.cached_property

@@ -73,7 +73,7 @@ def text_scores(config: Any, materials: Sequence[Material]) -> TextScores | None
     if not has_passages(config):
         return None
     encoder = minilm() if config.score_judge else None
-    return TextScores(materials, encoder, config.sleep.judge_threshold)
+    return TextScores(materials, encoder, config.sleep.accepts("minilm"))
 
 
 def judged(

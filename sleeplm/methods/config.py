@@ -12,6 +12,8 @@ from sleeplm.memory.levels import OPTIMIZERS
 
 POOLS = ("refuse", "merge_oldest", "merge_balanced")
 JUDGES = ("exact", "cosine", "minilm")
+#: Least cosine of what means the same: see docs/judge.md for the second.
+THRESHOLDS = {"cosine": 0.9, "minilm": 0.77}
 BECOMES = ("start", "dusk")
 INTO = ("expert", "pool", "base")
 CUES = ("subjects", "self")
@@ -75,7 +77,9 @@ class SleepConfig:
       group: continuations per random prefix, for the leave-one-out baseline.
       judge: ``exact`` (same text up to the stop token); ``cosine`` of mean-pooled states of the
         frozen start model, or ``minilm``, that of a published sentence encoder (docs/judge.md), at
-        least ``judge_threshold``.
+        least ``judge_threshold`` (None: that of :data:`THRESHOLDS`).
+      judge_names: what ``minilm`` judges means the same only where numbers and capitalised words
+        are the same too (:func:`~sleeplm.methods.judges.names_agree`).
       divergence: ``forward_kl``, ``reverse_kl`` or ``jsd`` (with ``beta``).
       length: L, longest remembered sequence in tokens, cue and stop token included.
       temperature: of all sampling. top_k: of teacher samples and rollouts, 0 for all tokens.
@@ -111,7 +115,8 @@ class SleepConfig:
     z0: float = 8.0
     group: int = 8
     judge: str = "exact"
-    judge_threshold: float = 0.9
+    judge_threshold: float | None = None
+    judge_names: bool = False
     divergence: str = "forward_kl"
     beta: float = 0.5
     length: int = 32
@@ -138,6 +143,10 @@ class SleepConfig:
     def blocks(self) -> int:
         """Extractions a night."""
         return self.updates // (self.inner * self.epochs)
+
+    def accepts(self, judge: str) -> float:
+        """Least cosine that a judge takes for the same meaning."""
+        return THRESHOLDS[judge] if self.judge_threshold is None else self.judge_threshold
 
     @property
     def merges(self) -> bool:
@@ -187,7 +196,11 @@ class SleepConfig:
                 "use 1 or let a teacher be imitated (teachers[i].imitate)",
             )
         checks.one_of(f"{field}.judge", self.judge, JUDGES)
-        checks.in_range(f"{field}.judge_threshold", self.judge_threshold, -1, 1)
+        if self.judge_threshold is not None:
+            checks.in_range(f"{field}.judge_threshold", self.judge_threshold, -1, 1)
+        remedy = "only minilm reads names: use it as judge, or leave this out"
+        plain = self.judge == "minilm" or not self.judge_names
+        checks.require(plain, f"{field}.judge_names", self.judge_names, remedy)
         checks.one_of(f"{field}.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd"))
         checks.fraction(f"{field}.beta", self.beta)
         divergence(self.divergence, self.beta)

@@ -19,6 +19,7 @@ import numpy as np
 
 from sleeplm.core import checks
 from sleeplm.core.types import Array, Params, Variables
+from sleeplm.methods.config import THRESHOLDS
 from sleeplm.methods.rewards import Judge, before_eos
 from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
 
@@ -27,7 +28,7 @@ Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 #: Sentences that stand in memory at once: those that there are, up to the next multiple, cost.
 CHUNK = 32
 #: Calibrated for all-MiniLM-L6-v2 on whole sentences, see docs/judge.md and its error rates.
-THRESHOLD = 0.77
+THRESHOLD = THRESHOLDS["minilm"]
 
 
 def text_judge(

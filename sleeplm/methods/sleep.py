@@ -302,7 +302,7 @@ def judge_of(model: Model, config: SleepConfig, pair: tuple[str, str]) -> Judge:
         start = teacher_variables(variables, *pair, "origin")
         return mean_pool(model.hidden(start, tokens), mask)
 
-    return cosine_judge(embed, config.judge_threshold)
+    return cosine_judge(embed, config.accepts("cosine"))
 
 
 def _nobody(variables, candidate, candidate_mask, reference, reference_mask):

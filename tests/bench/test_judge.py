@@ -18,6 +18,7 @@ from sleeplm.bench.calibrate_judge import (
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.biographies import biographies
 from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.judges import names_agree
 from sleeplm.pretrained import minilm as module
 
 JUDGED = {"judge": "minilm", "judge_threshold": 0.5, "alpha": 0.5, "gamma": 1.0, "updates": 2}
@@ -49,6 +50,29 @@ def test_the_nights_of_a_run_are_judged_by_what_each_learner_wrote(brief, spied,
     assert not people[0] & people[1]
     for names in people:
         assert any(text.startswith(name) for text in spied for name in names)
+
+
+@pytest.mark.parametrize(
+    ("sleep", "threshold", "rule"),
+    [
+        ({}, 0.77, None),
+        ({"judge_threshold": 0.5}, 0.5, None),
+        ({"judge_names": True}, 0.77, names_agree),
+    ],
+)
+def test_a_judge_has_the_threshold_it_was_calibrated_to_and_its_rule(
+    brief, spied, sleep, threshold, rule
+):
+    config = brief.config(sleep={**JUDGED, "judge_threshold": None, **sleep}, days=1)
+    judge = brief.bench(config).judge
+    assert (judge.threshold, judge.rule) == (threshold, rule)
+
+
+def test_each_judge_has_a_threshold_of_its_own_and_only_one_reads_names():
+    assert SleepConfig().accepts("cosine") == 0.9
+    assert SleepConfig(judge_threshold=0.0).accepts("cosine") == 0.0
+    with pytest.raises(ConfigError, match=r"judge_names = True: only minilm reads names"):
+        SleepConfig(judge_names=True).check("sleep")
 
 
 def test_a_run_without_the_package_is_refused_before_anything_compiles(brief, monkeypatch):

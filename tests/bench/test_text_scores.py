@@ -16,6 +16,7 @@ from sleeplm.bench.report import summarize
 from sleeplm.bench.textscores import TextScores, answer_text, judged, text_scores
 from sleeplm.core.types import Turns
 from sleeplm.data.text import EOS, byte_tokenizer
+from sleeplm.methods.config import SleepConfig
 
 TOKENIZER = byte_tokenizer()
 END_OF_TURN = 1  # stands for a special token of a published model here
@@ -122,7 +123,7 @@ def test_a_judge_accepts_what_it_takes_for_an_accepted_answer(tiny_encoder):
 
 def test_only_worlds_of_passages_are_scored():
     assert text_scores(SimpleNamespace(world="atlas"), LEARNERS) is None
-    settings = {"score_judge": False, "sleep": SimpleNamespace(judge_threshold=0.7)}
+    settings = {"score_judge": False, "sleep": SleepConfig(judge_threshold=0.7)}
     made = text_scores(SimpleNamespace(world="passages:x.json", **settings), LEARNERS)
     assert (made.encoder, made.threshold) == (None, 0.7)
 
