@@ -21,24 +21,30 @@ from sleeplm.pretrained.grafts import cheap
 from sleeplm.pretrained.published import SMOLLM2, find_backbone
 
 END_OF_TEXT = 0  # <|endoftext|>; what ends a turn ends no text
+CHUNK = 8  # wake steps of a compiled call
 
 
 def get_config(world: str = "atlas") -> RetentionConfig:
     """Four days of 12 facts, or of 15 intents."""
-    backbone = find_backbone(SMOLLM2, max_len=64).config
-    model = cheap(
-        dataclasses.replace(backbone, eos=END_OF_TEXT, scan_layers=True),
-        day=8,
-        slots=4,
-        rank=32,
-        learning_rate=2e-3,
-    )
+    found = find_backbone(SMOLLM2, max_len=64).config
+    backbone = dataclasses.replace(found, eos=END_OF_TEXT, scan_layers=True)
+    facts = world == "atlas"
+    today = [
+        TeacherConfig("dusk", "today", uncued=0.4 if facts else 0.0, times=2),
+        # Labelled texts begin with their cue: frames would find nothing to cut.
+        TeacherConfig("dusk", "today", imitate=False, framed=facts, times=2),
+    ]
+    before = [
+        TeacherConfig("dawn", "past", weight=2.0, imitate=False, uncued=0.2, times=2),
+        TeacherConfig("origin", "before", weight=2.0, imitate=False, uncued=0.5),
+    ]
     return RetentionConfig(
         world=world,
         days=4,
         facts_per_day=12,
         wear=0.0,
         exam_pretrain=12,
+        exam_per_day=0 if facts else 30,
         backbone=SMOLLM2,
         chat=True,
         general_tokens=2048,
@@ -46,22 +52,43 @@ def get_config(world: str = "atlas") -> RetentionConfig:
         world_seed=UNSEEN,
         arms=["sleep", "wake_only", "lora_sequential"],
         probes=False,
-        model=model,
-        day=DayConfig(steps=8, epochs=3.0, batch=8, length=64, chunk=8),
+        model=cheap(backbone, day=CHUNK, slots=4, rank=32, learning_rate=1e-3),
+        # A day of labelled texts is as long as its steps, not read through.
+        day=DayConfig(
+            steps=CHUNK if facts else 64,
+            epochs=3.0 if facts else 0.0,
+            batch=8,
+            length=64,
+            chunk=CHUNK,
+        ),
         schedule=ScheduleConfig(when="day_end"),
         night_facts=12,
         sleep=night(
-            teachers=[
-                TeacherConfig("dusk", "today", uncued=0.4, times=2),
-                TeacherConfig("dusk", "today", imitate=False, framed=True, times=2),
-                TeacherConfig("dawn", "past", weight=2.0, imitate=False, uncued=0.2, times=2),
-                TeacherConfig("origin", "before", weight=2.0, imitate=False, uncued=0.5),
-            ],
+            teachers=[*today, *before],
             updates=96,
             rows=4,
             inner=16,
-            learning_rate=1e-2,
-            length=40,
-            pack=56,
+            learning_rate=2e-2,
+            epochs=2,
+            temperature=1.0 if facts else 0.5,
+            length=32 if facts else 48,
+            pack=40 if facts else 72,
         ),
+    )
+
+
+def get_quick_config(world: str = "atlas") -> RetentionConfig:
+    """Two short days and nights without controls: to see it work."""
+    config = get_config(world)
+    return dataclasses.replace(
+        config,
+        days=2,
+        facts_per_day=4,
+        night_facts=4,
+        exam_pretrain=4,
+        exam_per_day=0 if world == "atlas" else 8,
+        general_tokens=512,
+        arms=["sleep", "wake_only"],
+        day=dataclasses.replace(config.day, steps=CHUNK, epochs=3.0 if world == "atlas" else 0.0),
+        sleep=dataclasses.replace(config.sleep, updates=32, rows=2),
     )
