@@ -192,7 +192,7 @@ def merge(
     receiver: str | None = None,
     open_experts: int | None = None,
 ) -> dict[str, float]:
-    """FLOPs of making two experts one, see :func:`sleeplm.methods.sleep.merge_night`."""
+    """FLOPs of making two experts one, see :func:`sleeplm.methods.merge.merge_night`."""
     return night(config, merging(sleep), receiver=receiver, open_experts=open_experts)
 
 

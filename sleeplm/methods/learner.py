@@ -17,8 +17,9 @@ from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.extract import own_cues
+from sleeplm.methods.merge import merge_night
 from sleeplm.methods.rewards import Judge
-from sleeplm.methods.sleep import Night, Step, kept_in_anchor, merge_night, night
+from sleeplm.methods.sleep import Night, Step, kept_in_anchor, night
 from sleeplm.methods.update import level_updates, restart_level
 from sleeplm.methods.wake import wake
 from sleeplm.models.transformer import Model

@@ -12,7 +12,6 @@ whole night as one phase.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,31 +26,23 @@ from sleeplm.core.phase import consolidate
 from sleeplm.core.types import (
     Array,
     Extract,
-    Memory,
     Metrics,
     Objective,
     Phase,
     PyTree,
     State,
-    Variables,
 )
 from sleeplm.memory.anchors import BASE, POOL, Anchor, parts_of, teacher_variables
-from sleeplm.memory.cues import EMPTY
 from sleeplm.memory.levels import get_level, label_of, with_levels
 from sleeplm.memory.slots import (
-    SlotTable,
-    balanced_neighbours,
     clear_slot,
     close_all,
-    close_slot,
     first_free,
     fresh_slot,
-    holds,
-    oldest,
     open_slot,
     reset_experts,
 )
-from sleeplm.methods.config import SleepConfig, TeacherConfig, merging
+from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.extract import imitation, mix, teacher_samples
 from sleeplm.methods.objectives import seeding
 from sleeplm.methods.packing import packed
@@ -106,7 +97,7 @@ def night(
     if update is None:
         update = usual_update(config)
         update = only_slot(update) if expands else update
-    seed = _seed(model, config, pair, extract, objective, update, axis_name)
+    seed = seeding_step(model, config, pair, extract, objective, update, axis_name)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         table, subtree = state.slots[receiver], get_level(state.params, receiver)
@@ -120,7 +111,7 @@ def night(
         state = state.replace(
             params=with_levels(state.params, {sender: student, receiver: subtree}),
             slots={**state.slots, sender: close_all(state.slots[sender]), receiver: table},
-            private=_forget_moments(state, update, pair, config.into),
+            private=forget_moments(state, update, pair, config.into),
         )
         return state, {}
 
@@ -131,87 +122,6 @@ def night(
         return state, {"rolled_back": (1.0 - good, jnp.ones(()))}
 
     return Night(begin, seed, end)
-
-
-def merge_night(
-    model: Model,
-    config: SleepConfig,
-    sender: str,
-    receiver: str,
-    *,
-    axis_name: str | None = None,
-) -> Night:
-    """Distils two of the receiver's experts into one, which frees a slot.
-
-    Which two, ``config.pool`` says. The teacher is the learner with its whole pool; the student
-    keeps the older slot, trained on, and loses the other. The sender sleeps through it at its
-    state of dawn. What the teachers tell, see :func:`~sleeplm.methods.config.merging`.
-    """
-    pair = (sender, receiver)
-    config = merging(config)
-
-    def chosen(table: SlotTable, nights: Array) -> Array:
-        by_age = config.pool == "merge_oldest"
-        return oldest(table, 2) if by_age else balanced_neighbours(table, nights)
-
-    extract = _of_two(teachings(model, config, pair, config.teachers, axis_name), pair)
-    update = only_slot(usual_update(config))
-    seed = _seed(model, config, pair, extract, None, update, axis_name, steady=True)
-
-    def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        first, second = chosen(state.slots[receiver], state.counters["nights"])
-        state = fall_asleep(state, pair, first, config.updates)
-        anchor: Anchor = state.anchors[sender]
-        return state.replace(
-            params=with_levels(state.params, {sender: anchor.dawn}),
-            slots={
-                **state.slots,
-                sender: anchor.dawn_slots,
-                receiver: close_slot(state.slots[receiver], second),
-            },
-            private=_forget_moments(state, update, pair, config.into),
-        ), {}
-
-    def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        anchor: Anchor = state.anchors[sender]
-        good = went_well(anchor, config.rollback)
-        before = evening_of(state, pair)
-        first, second = chosen(anchor.receiver_slots, state.counters["nights"])
-        freed = clear_slot(get_level(state.params, receiver), second)
-        merged = state.replace(
-            params=with_levels(state.params, {sender: anchor.dusk, receiver: freed}),
-            slots={**state.slots, sender: anchor.dusk_slots},
-        )
-        one, since = jnp.ones(()), anchor.receiver_slots.since
-        metrics = {
-            "merge_failed": (1.0 - good, one),
-            # The experts by the nights that opened them, which is how they are known.
-            "kept": (since[first] * one, one),
-            "freed": (since[second] * one, one),
-        }
-        return tree.where(good, merged, before), metrics
-
-    return Night(begin, seed, end)
-
-
-def _of_two(extract: Extract, pair: tuple[str, str]) -> Extract:
-    """An extraction to which "today" is the nights of the expert that learns and of the closed one.
-
-    Of the real today nothing is known at dawn: its cues are left out.
-    """
-    sender, receiver = pair
-
-    def run(variables: Variables, s: PyTree, batch: PyTree, key: Array) -> tuple[Memory, PyTree]:
-        cues, today = variables["cues"], batch["today"]
-        anchor: Anchor = variables["anchors"][sender]
-        table = anchor.receiver_slots
-        closed = jnp.argmax(table.active & ~variables["slots"][receiver].active)
-        lived = jnp.where(cues.day < today, cues.day, EMPTY)
-        theirs = holds(table, anchor.slot, lived) | holds(table, closed, lived)
-        cues = dataclasses.replace(cues, day=jnp.where(theirs, today, lived))
-        return extract.extract({**variables, "cues": cues}, s, batch, key)
-
-    return Extract(extract.init, run)
 
 
 def sleep(model: Model, config: SleepConfig, sender: str, receiver: str, **kwargs) -> Phase:
@@ -392,12 +302,13 @@ def kept_in_anchor(config: SleepConfig) -> tuple[str, ...]:
     return POOL if config.into == "pool" or config.pool != "refuse" else ()
 
 
-def _forget_moments(state: State, update: optax.GradientTransformation, pair, into: str) -> PyTree:
+def forget_moments(state: State, update: optax.GradientTransformation, pair, into: str) -> PyTree:
+    """The night's private state with the optimiser as it is before a first update."""
     chosen, _ = tree.split(state.params, learns_at_night(pair[1], into))
     return state.private._replace(update=update.init(chosen))
 
 
-def _seed(
+def seeding_step(
     model, config, pair, extract, objective, update, axis_name, steady: bool = False
 ) -> Phase:
     """``consolidate`` over one slot, with the night's divergence written into the anchor.

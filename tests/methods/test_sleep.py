@@ -17,7 +17,8 @@ from sleeplm.memory.anchors import pool_of, teacher_variables
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import SlotTable, require_room, take_slot
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, merging, paper_v2
-from sleeplm.methods.sleep import _of_two, merge_night, night, sleep, teachings
+from sleeplm.methods.merge import _of_two, merge_night
+from sleeplm.methods.sleep import night, sleep, teachings
 from sleeplm.methods.update import only_slot
 from sleeplm.models.decode import generate
 

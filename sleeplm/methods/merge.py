@@ -1,0 +1,115 @@
+"""A full pool: two experts become one, so that a night has a slot to go to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from sleeplm.core import tree
+from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
+from sleeplm.memory.anchors import Anchor
+from sleeplm.memory.cues import EMPTY
+from sleeplm.memory.levels import get_level, with_levels
+from sleeplm.memory.slots import (
+    SlotTable,
+    balanced_neighbours,
+    clear_slot,
+    close_slot,
+    holds,
+    oldest,
+)
+from sleeplm.methods.config import SleepConfig, merging
+from sleeplm.methods.sleep import (
+    Night,
+    evening_of,
+    fall_asleep,
+    forget_moments,
+    seeding_step,
+    teachings,
+    usual_update,
+    went_well,
+)
+from sleeplm.methods.update import only_slot
+from sleeplm.models.transformer import Model
+
+
+def merge_night(
+    model: Model,
+    config: SleepConfig,
+    sender: str,
+    receiver: str,
+    *,
+    axis_name: str | None = None,
+) -> Night:
+    """Distils two of the receiver's experts into one, which frees a slot.
+
+    Which two, ``config.pool`` says. The teacher is the learner with its whole pool; the student
+    keeps the older slot, trained on, and loses the other. The sender sleeps through it at its
+    state of dawn. What the teachers tell, see :func:`~sleeplm.methods.config.merging`.
+    """
+    pair = (sender, receiver)
+    config = merging(config)
+
+    def chosen(table: SlotTable, nights: Array) -> Array:
+        by_age = config.pool == "merge_oldest"
+        return oldest(table, 2) if by_age else balanced_neighbours(table, nights)
+
+    extract = _of_two(teachings(model, config, pair, config.teachers, axis_name), pair)
+    update = only_slot(usual_update(config))
+    seed = seeding_step(model, config, pair, extract, None, update, axis_name, steady=True)
+
+    def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        first, second = chosen(state.slots[receiver], state.counters["nights"])
+        state = fall_asleep(state, pair, first, config.updates)
+        anchor: Anchor = state.anchors[sender]
+        return state.replace(
+            params=with_levels(state.params, {sender: anchor.dawn}),
+            slots={
+                **state.slots,
+                sender: anchor.dawn_slots,
+                receiver: close_slot(state.slots[receiver], second),
+            },
+            private=forget_moments(state, update, pair, config.into),
+        ), {}
+
+    def end(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        anchor: Anchor = state.anchors[sender]
+        good = went_well(anchor, config.rollback)
+        before = evening_of(state, pair)
+        first, second = chosen(anchor.receiver_slots, state.counters["nights"])
+        freed = clear_slot(get_level(state.params, receiver), second)
+        merged = state.replace(
+            params=with_levels(state.params, {sender: anchor.dusk, receiver: freed}),
+            slots={**state.slots, sender: anchor.dusk_slots},
+        )
+        one, since = jnp.ones(()), anchor.receiver_slots.since
+        metrics = {
+            "merge_failed": (1.0 - good, one),
+            # The experts by the nights that opened them, which is how they are known.
+            "kept": (since[first] * one, one),
+            "freed": (since[second] * one, one),
+        }
+        return tree.where(good, merged, before), metrics
+
+    return Night(begin, seed, end)
+
+
+def _of_two(extract: Extract, pair: tuple[str, str]) -> Extract:
+    """An extraction to which "today" is the nights of the expert that learns and of the closed one.
+
+    Of the real today nothing is known at dawn: its cues are left out.
+    """
+    sender, receiver = pair
+
+    def run(variables: Variables, s: PyTree, batch: PyTree, key: Array) -> tuple[Memory, PyTree]:
+        cues, today = variables["cues"], batch["today"]
+        anchor: Anchor = variables["anchors"][sender]
+        table = anchor.receiver_slots
+        closed = jnp.argmax(table.active & ~variables["slots"][receiver].active)
+        lived = jnp.where(cues.day < today, cues.day, EMPTY)
+        theirs = holds(table, anchor.slot, lived) | holds(table, closed, lived)
+        cues = dataclasses.replace(cues, day=jnp.where(theirs, today, lived))
+        return extract.extract({**variables, "cues": cues}, s, batch, key)
+
+    return Extract(extract.init, run)
