@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_expand(commands)
+    _add_local(commands)
+    _add_status(commands)
     return main_parser
 
 
@@ -60,6 +62,34 @@ def _add_expand(commands: Any) -> None:
     )
     command.add_argument("--quick", action="store_true", help="the file's short version")
     command.add_argument("--out", required=True, metavar="DIR", help="the sweep directory")
+
+
+def _add_local(commands: Any) -> None:
+    command = commands.add_parser(
+        "local", help="run the trials on this machine", allow_abbrev=False
+    )
+    command.add_argument("sweep", metavar="DIR", help="a sweep directory")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once")
+    command.add_argument("--cores", type=int, default=0, metavar="N", help="of each (default: all)")
+    command.add_argument("--memory", type=int, default=0, metavar="MIB", help="of each, at most")
+    command.add_argument(
+        "--restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="of a trial that is killed (default: 3)",
+    )
+    command.add_argument("--only", action="append", default=[], metavar="ID", help="these trials")
+
+
+def _add_status(commands: Any) -> None:
+    command = commands.add_parser("status", help="where every trial is", allow_abbrev=False)
+    command.add_argument("sweep", metavar="DIR", help="a sweep directory")
+    command = commands.add_parser(
+        "collect", help="one table and one report over finished trials", allow_abbrev=False
+    )
+    command.add_argument("sweep", metavar="DIR", help="a sweep directory")
+    command.add_argument("--out", default="", metavar="DIR", help="where to (default: DIR/report)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +123,33 @@ def _expand(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"expand": _expand}
+def _local(options: argparse.Namespace) -> int:
+    from launch.local import Limits, Local
+
+    limits = Limits(options.jobs, options.cores, options.memory, options.restarts)
+    return Local(options.sweep, limits, options.only).run()
+
+
+def _status(options: argparse.Namespace) -> int:
+    from launch.collect import show_status, status
+
+    print(show_status(status(options.sweep)))
+    return 0
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from launch.collect import TABLE, collect
+    from sleeplm.bench.report import PAGE
+
+    rows, missing = collect(options.sweep, options.out)
+    out = options.out or os.path.join(options.sweep, "report")
+    print(f"{len(rows)} rows: {os.path.join(out, TABLE)}; report: {os.path.join(out, PAGE)}")
+    if missing:
+        print(f"launch: {missing} trials are not finished and left out", file=sys.stderr)
+    return 0
+
+
+_COMMANDS = {"expand": _expand, "local": _local, "status": _status, "collect": _collect}
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def vmap(axis: Axis) -> list[Settings]:
         remedy = "only seeds can be fused into one program: leave vmap out, each is then a trial"
         raise ConfigError("vmap", fields, remedy)
     for field in fields:
-        values = [settings.get(field) for settings in entries]
+        values: list[Any] = [settings.get(field) for settings in entries]
         first = values[0]
         if not is_integer(first) or values != [first + e for e in range(len(values))]:
             raise ConfigError("vmap", values, f"must be consecutive integers of {field}")
