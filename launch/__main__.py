@@ -77,7 +77,7 @@ def _add_local(commands: Any) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="of a trial that is killed (default: 3)",
+        help="of a trial that is killed",
     )
     command.add_argument("--only", action="append", default=[], metavar="ID", help="these trials")
 

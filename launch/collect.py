@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from launch.lease import EXPIRY, is_remote, lease_age
+from launch.lease import EXPIRY, is_remote, lease_age, process_lives, read_lease
 from launch.trials import Trial, directory_of, read_trials
 from launch.worker import FAILED, SUCCESS
 from sleeplm.bench.report import report_runs, summarize
@@ -46,9 +46,8 @@ def standing(sweep: str, trial: Trial) -> Standing:
     directory = directory_of(sweep, trial)
     if (directory / SUCCESS).exists():
         return Standing(trial, "finished", "")
-    with contextlib.suppress(FileNotFoundError):
-        if lease_age(directory) < EXPIRY:
-            return Standing(trial, "running", _latest(directory))
+    if _at_work(directory):
+        return Standing(trial, "running", _latest(directory))
     if (directory / FAILED).exists():
         return Standing(trial, "failed", (directory / FAILED).read_text().strip())
     if (directory / CONFIG).exists():
@@ -122,6 +121,15 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _at_work(directory: epath.Path) -> bool:
+    lease = read_lease(directory)
+    if lease is None or process_lives(lease.get("process")) is False:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return lease_age(directory) < EXPIRY
+    return False
 
 
 def _rows(trial: Trial, run: pathlib.Path) -> list[dict[str, Any]]:

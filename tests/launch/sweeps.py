@@ -6,12 +6,24 @@ import os
 import pathlib
 import time
 
+import jax.numpy as jnp
+
 from launch.axes import fixed, product, sweep, vmap, zipit
 from sleeplm.core.checks import at_least
 from sleeplm.core.errors import ConfigError
 from sleeplm.runtime.config import load_config
+from sleeplm.runtime.lifecycle import Moment
+from sleeplm.runtime.run import Stage
 
 LIFE = pathlib.Path(__file__).parents[1] / "bench" / "tiny_life.py"
+
+
+NAP = 0.1
+
+
+def nap(state):
+    time.sleep(NAP)
+    return {"naps": state["naps"] + 1}, None
 
 
 @dataclasses.dataclass
@@ -45,9 +57,9 @@ class Job:
         with open(run.directory / "starts", "a") as file:
             file.write(f"{os.getpid()}\n")
         bytearray(self.megabytes << 20)
-        limit = time.monotonic() + self.seconds
-        while time.monotonic() < limit:
-            time.sleep(0.02)
+        if self.seconds:
+            moments = [Moment(f"nap {i}", {}, nap) for i in range(round(self.seconds / NAP))]
+            run.stage(Stage("naps", lambda: {"naps": jnp.zeros(())}, moments, None))
         if self.fail == "config":
             raise ConfigError("fail", self.fail, "as it was told")
         if self.fail:
