@@ -20,6 +20,8 @@ EXAMPLES = """\
 examples:
   python -m launch expand experiments/retention.py --sweep lr --sweep seeds --out sweeps/lr
   python -m launch local sweeps/lr --jobs 2 --cores 1 --memory 4096
+  python -m launch render jobset sweeps/lr --tpu v6e --image IMAGE --storage gs://BUCKET/lr
+  python -m launch submit jobset sweeps/lr
   python -m launch status sweeps/lr
   python -m launch collect sweeps/lr
 """
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_expand(commands)
     _add_local(commands)
+    _add_clusters(commands)
     _add_status(commands)
     return main_parser
 
@@ -80,6 +83,21 @@ def _add_local(commands: Any) -> None:
         help="of a trial that is killed",
     )
     command.add_argument("--only", action="append", default=[], metavar="ID", help="these trials")
+
+
+def _add_clusters(commands: Any) -> None:
+    from launch import jobset, slurm
+
+    backends: dict[str, Any] = {"jobset": jobset, "slurm": slurm}
+    words = {"render": "write what a cluster needs; no cluster is needed", "submit": "hand it in"}
+    for name, text in words.items():
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        kinds = command.add_subparsers(dest="backend", metavar="BACKEND", required=True)
+        for backend, module in backends.items():
+            kind = kinds.add_parser(backend, help=module.__doc__.splitlines()[0])
+            kind.add_argument("sweep", metavar="DIR", help="a sweep directory")
+            if name == "render":
+                module.add_arguments(kind)
 
 
 def _add_status(commands: Any) -> None:
@@ -130,6 +148,30 @@ def _local(options: argparse.Namespace) -> int:
     return Local(options.sweep, limits, options.only).run()
 
 
+def _render(options: argparse.Namespace) -> int:
+    from launch import jobset, slurm
+
+    values = {k: v for k, v in vars(options).items() if k not in ("command", "backend", "sweep")}
+    if options.backend == "slurm":
+        print(slurm.render(options.sweep, slurm.Array(**values)))
+        return 0
+    settings = jobset.JobSets(**values)
+    files = jobset.render(options.sweep, settings)
+    print(f"{len(files)} manifests: {os.path.join(options.sweep, jobset.FOLDER)}")
+    hosts = settings.slices * settings.check().hosts
+    if hosts > 1:
+        told = f"warning: {hosts} hosts a trial, but a run uses one today: workers will refuse"
+        print(f"launch: {told}", file=sys.stderr)
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from launch import jobset, slurm
+
+    {"jobset": jobset.submit, "slurm": slurm.submit}[options.backend](options.sweep)
+    return 0
+
+
 def _status(options: argparse.Namespace) -> int:
     from launch.collect import show_status, status
 
@@ -149,7 +191,14 @@ def _collect(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"expand": _expand, "local": _local, "status": _status, "collect": _collect}
+_COMMANDS = {
+    "expand": _expand,
+    "local": _local,
+    "render": _render,
+    "submit": _submit,
+    "status": _status,
+    "collect": _collect,
+}
 
 
 if __name__ == "__main__":

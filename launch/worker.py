@@ -11,13 +11,14 @@ is finished, 42 it was asked to stop and has saved (start it again), 75 another 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 RESTART, MEND, CRASH = 42, 2, 1
@@ -54,9 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     # Before anything is imported: the first process of a container ignores what it has no
     # handler for, and importing takes seconds.
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, frame: sys.exit(RESTART))
-    options = parser().parse_args(arguments)
+    with _handling(signal.SIGTERM, _leave), _handling(signal.SIGINT, _leave):
+        return _main(parser().parse_args(arguments))
+
+
+def _main(options: argparse.Namespace) -> int:
     from launch.limits import limit
     from sleeplm.core.errors import SleepError
 
@@ -97,7 +100,8 @@ def work(sweep: str, name: str, expiry: float) -> int:
         return 0
     refuse_several_processes()
     stop, lease = StopRequest(), Lease(directory, expiry)
-    with stop.listening():
+    # Slurm sends SIGTERM to all processes of a job, its script passes it on: once is enough.
+    with _handling(signal.SIGTERM, signal.SIG_IGN), stop.listening():
         if not lease.take(lambda: stop.signum is not None):
             return RESTART
         try:
@@ -107,6 +111,19 @@ def work(sweep: str, name: str, expiry: float) -> int:
             return RESTART
         finally:
             lease.release()
+
+
+@contextlib.contextmanager
+def _handling(signum: int, handler: Any) -> Iterator[None]:
+    before = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
+
+
+def _leave(signum: int, frame: Any) -> None:
+    sys.exit(RESTART)
 
 
 def refuse_several_processes() -> None:

@@ -161,7 +161,9 @@ def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep,
 
     worker = broken.worker(**quick)
     wait_for(worker, broken, 2 * count // 3)
-    worker.send_signal(signal.SIGTERM)
+    for _ in range(3):
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
     said = worker.communicate(timeout=100)[1]
     assert worker.returncode == RESTART, said
     assert "going on from" in said and "stopped by SIGTERM; saved" in said
