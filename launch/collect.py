@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -14,7 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from launch.lease import EXPIRY, is_remote, lease_age, process_lives, read_lease
+from launch.lease import EXPIRY, lease_age, process_lives, read_lease
+from launch.stores import is_remote, write_whole
 from launch.trials import Trial, directory_of, read_trials
 from launch.worker import FAILED, SUCCESS
 from sleeplm.bench.report import report_runs, summarize
@@ -97,9 +97,7 @@ def collect(sweep: str, out: str | os.PathLike[str] = "") -> tuple[list[dict[str
     rows = [row for pair in zip(finished, runs, strict=True) for row in _rows(*pair)]
     directory = pathlib.Path(out or pathlib.Path(sweep) / "report")
     report_runs(runs, directory)
-    partial = directory / f"{TABLE}.partial"
-    partial.write_text(as_csv(rows), newline="")
-    partial.replace(directory / TABLE)
+    write_whole(directory / TABLE, as_csv(rows))
     return rows, len(found) - len(finished)
 
 
@@ -127,9 +125,7 @@ def _at_work(directory: epath.Path) -> bool:
     lease = read_lease(directory)
     if lease is None or process_lives(lease.get("process")) is False:
         return False
-    with contextlib.suppress(FileNotFoundError):
-        return lease_age(directory) < EXPIRY
-    return False
+    return lease_age(lease) < EXPIRY
 
 
 def _rows(trial: Trial, run: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The JobSet backend: one Kubernetes manifest a trial, for TPU slices on GKE with Kueue.
 
-Exit status 42 and disruptions (preemption, eviction, maintenance) fail the Job by its backoff
-limit, upon which the JobSet starts all of its pods again; any other status fails the trial at once,
-because it would fail again.
+Exit statuses 42 (stopped, and saved) and 75 (a worker before it may still be alive) and disruptions
+(preemption, eviction, maintenance) fail the Job by its backoff limit, upon which the JobSet starts
+all of its pods again; any other status fails the trial for good, because it would fail again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from launch.lease import is_remote
+from launch.lease import HELD
+from launch.stores import is_remote, write_whole
 from launch.tpus import TPUS, Slice, find_slice
 from launch.trials import Trial, read_trials
 from launch.worker import PROCESSES, RESTART
@@ -160,7 +161,7 @@ def _job(trial: Trial, settings: JobSets, found: Slice, labels: dict[str, str]) 
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "NotIn",
-                        "values": [RESTART],
+                        "values": [RESTART, HELD],
                     },
                 },
             ]
@@ -249,11 +250,8 @@ def render(sweep: str, settings: JobSets) -> list[pathlib.Path]:
         folder / f"{trial.id}.yaml": as_yaml(manifest(trial, settings))
         for trial in read_trials(sweep)
     }
-    folder.mkdir(exist_ok=True)
     for path, text in texts.items():
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(path, text)
     return list(texts)
 
 

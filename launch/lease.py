@@ -27,6 +27,7 @@ from typing import Any
 
 from etils import epath
 
+from launch.stores import is_remote, write_whole
 from sleeplm.core.errors import SleepError
 
 LEASE, GUARD = "lease.json", "lease.lock"
@@ -81,7 +82,8 @@ class Lease:
         Raises:
           LeaseHeld: another worker lives and has it.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        if not is_remote(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
         first, since = self._read(), time.monotonic()
         while not stopped():
             now = self._read()
@@ -141,13 +143,7 @@ class Lease:
         return read_lease(self._directory)
 
     def _write(self) -> None:
-        text = json.dumps(self._me)
-        if is_remote(self._directory):
-            self._path.write_text(text)
-            return
-        partial = self._directory / f"{LEASE}.{self._me['owner']}"
-        partial.write_text(text)
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(self._me | {"time": time.time()}))
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -171,14 +167,9 @@ def read_lease(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def lease_age(directory: str | os.PathLike[str]) -> float:
-    """Seconds since the lease was renewed, by the clocks of this machine and of the store."""
-    return time.time() - (epath.Path(directory) / LEASE).stat().mtime
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an address in an object store rather than on a file system."""
-    return "://" in os.fspath(path)
+def lease_age(lease: dict[str, Any]) -> float:
+    """Seconds since a lease was renewed, by the clocks of its holder and of this machine."""
+    return time.time() - lease.get("time", 0.0)
 
 
 def process_name(pid: int) -> list[str] | None:

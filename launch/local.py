@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from launch.lease import HELD, is_remote
+from launch.lease import HELD
+from launch.stores import is_remote
 from launch.trials import LOGS, Trial, read_trials
 from launch.worker import RESTART
 from sleeplm.core.checks import positive_integer

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from launch.lease import GUARD, LEASE, is_remote
+from launch.lease import GUARD, LEASE
+from launch.stores import is_remote, write_whole
 
 MANIFEST = "mirror.json"
 #: Seconds between two copies: what a worker that is killed may lose, beside a checkpoint.
@@ -70,17 +71,16 @@ class Mirror:
         names = sorted(self._names(), key=lambda name: (not name.startswith("checkpoints/"), name))
         there = []
         for name in names:
-            # A checkpoint that is removed meanwhile is missing from the list as well.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 version = _version(self.local / name)
-                if self._sent.get(name) != version:
-                    data = (self.local / name).read_bytes()
-                    target = self.remote / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(data)
-                    self._sent[name] = version
-                there.append(name)
-        (self.remote / MANIFEST).write_text(json.dumps(there))
+                data = None if self._sent.get(name) == version else (self.local / name).read_bytes()
+            except FileNotFoundError:
+                continue  # a checkpoint that was removed meanwhile
+            if data is not None:
+                (self.remote / name).write_bytes(data)
+                self._sent[name] = version
+            there.append(name)
+        write_whole(self.remote / MANIFEST, json.dumps(there))
         for name in set(self._sent) - set(there):
             (self.remote / name).unlink(missing_ok=True)
             del self._sent[name]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
-from launch.lease import is_remote
+from launch.stores import is_remote, write_whole
 from launch.trials import LOGS, read_trials
 from launch.worker import RESTART
 from sleeplm.core.checks import positive_integer
@@ -141,9 +141,7 @@ def render(sweep: str, settings: Array) -> pathlib.Path:
     """
     text, path = script(sweep, settings), pathlib.Path(sweep) / SCRIPT
     (pathlib.Path(sweep) / LOGS).mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(path, text)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from launch.stores import write_whole
 from sleeplm.core.errors import ConfigError
 
 TRIALS, FOLDER, LOGS = "trials.jsonl", "trials", "logs"
@@ -56,11 +57,8 @@ def trial_id(experiment: str, quick: bool, settings: dict[str, Any]) -> str:
 
 def write_trials(sweep: str, trials: list[Trial]) -> None:
     """Writes ``trials.jsonl``, whole or not at all."""
-    directory = epath.Path(sweep)
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{TRIALS}.partial"
-    partial.write_text("".join(trial.line() + "\n" for trial in trials))
-    partial.replace(directory / TRIALS)
+    text = "".join(trial.line() + "\n" for trial in trials)
+    write_whole(epath.Path(sweep) / TRIALS, text)
 
 
 def read_trials(sweep: str) -> list[Trial]:

@@ -142,6 +142,7 @@ def refuse_several_processes() -> None:
 
 def _attempt(directory: Any, run: Callable[[], None]) -> int:
     """Runs, and leaves word in the directory of how it ended."""
+    from launch.stores import write_whole
     from sleeplm.core.errors import SleepError
     from sleeplm.runtime.lifecycle import Stopped
 
@@ -154,13 +155,13 @@ def _attempt(directory: Any, run: Callable[[], None]) -> int:
     except Stopped:
         raise
     except SleepError as error:
-        _write(directory / FAILED, f"{' '.join(str(error).split())}\n")
+        write_whole(directory / FAILED, f"{' '.join(str(error).split())}\n")
         raise
     except Exception as error:
-        _write(directory / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+        write_whole(directory / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
         traceback.print_exc()
         return CRASH
-    _write(directory / SUCCESS, json.dumps({"seconds": time.time() - began}) + "\n")
+    write_whole(directory / SUCCESS, json.dumps({"seconds": time.time() - began}) + "\n")
     return 0
 
 
@@ -176,12 +177,6 @@ def _run(trial: Any, directory: Any, stop: Any) -> None:
         raise ConfigError("experiment", trial.experiment, remedy)
     with local_copy(directory) as folder:
         config.run(Run(folder, config, resume=True, stop=stop))
-
-
-def _write(path: Any, text: str) -> None:
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import fsspec
 import pytest
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from launch.expand import expand
 from launch.trials import write_trials
@@ -62,3 +65,23 @@ def new_sweep(tmp_path):
 @pytest.fixture
 def a_sweep(new_sweep) -> Sweep:
     return new_sweep("sweep")
+
+
+class Bucket(MemoryFileSystem):
+    """Objects in the memory of this process, under addresses of Google Cloud Storage."""
+
+    protocol = ("gs", "gcs")
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").strip("/")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An address where what is written is kept; every reading asks the store."""
+    Bucket.store.clear()
+    made = Bucket(**fsspec.config.conf["gs"])
+    monkeypatch.setattr(type(fsspec_backend), "_get_filesystem", lambda self, name: made)
+    return "gs://bucket/sweeps/lr"

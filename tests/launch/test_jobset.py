@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from launch.__main__ import main
 from launch.jobset import JobSets, as_yaml, manifest, render, submit
+from launch.lease import HELD
 from launch.tpus import TPUS, find_slice
 from launch.trials import Trial
 from launch.worker import RESTART
@@ -104,7 +105,7 @@ def test_only_being_stopped_or_disrupted_starts_a_trial_again(kind):
     assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert other["action"] == "FailJob"
     assert other["onExitCodes"]["operator"] == "NotIn"
-    assert other["onExitCodes"]["values"] == [RESTART]
+    assert other["onExitCodes"]["values"] == [RESTART, HELD]
     (rule,) = manifest(TRIAL, KINDS[kind])["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
@@ -147,7 +148,7 @@ def test_a_slice_has_hosts_and_chips(tpu, topology, host_chips, hosts, chips):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"tpu": "v7x"}, "did you mean 'tpu7x'"),
+        ({"tpu": "v4"}, "must be one of v5e, v5p, v6e, tpu7x"),
         ({"topology": "3x3"}, "topology = '3x3'"),
         ({"tpu": "v5p", "topology": "2x4"}, "topology = '2x4'"),
         ({"topology": "2x4", "host_chips": 3}, "host_chips = 3"),

@@ -9,9 +9,11 @@ import threading
 import time
 
 import pytest
+from etils import epath
 
 import launch.lease
 from launch.lease import LEASE, Lease, LeaseHeld, process_lives, process_name, read_lease
+from launch.stores import is_remote
 
 EXPIRY = 0.8
 
@@ -25,12 +27,6 @@ def quick(monkeypatch):
 def elsewhere(monkeypatch):
     """Workers cannot look at one another's processes, as on other machines."""
     monkeypatch.setattr(launch.lease, "process_lives", lambda name: None)
-
-
-@pytest.fixture
-def store(monkeypatch):
-    """A directory that is treated as an object store: no locks, no renames."""
-    monkeypatch.setattr(launch.lease, "is_remote", lambda path: True)
 
 
 def held(directory, expiry=EXPIRY, **settings):
@@ -67,7 +63,8 @@ def test_a_worker_on_another_machine_waits_for_a_sign_of_life(tmp_path, elsewher
 
 
 def dead_lease(directory, process=None):
-    directory.mkdir(exist_ok=True)
+    if not is_remote(directory):
+        directory.mkdir(exist_ok=True)
     text = json.dumps({"owner": "dead", "host": "there", "process": process, "beat": 3})
     (directory / LEASE).write_text(text)
 
@@ -143,8 +140,8 @@ def test_of_workers_that_race_exactly_one_wins(tmp_path, elsewhere, dead):
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_so_it_is_in_an_object_store(tmp_path, elsewhere, store, dead):
-    directory = tmp_path / "trial"
+def test_so_it_is_in_an_object_store(bucket, elsewhere, dead):
+    directory = epath.Path(bucket)
     if dead:
         dead_lease(directory)
     assert race(directory, 4, settle=0.3) == (1, 3)

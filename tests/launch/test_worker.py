@@ -9,12 +9,13 @@ import signal
 import time
 
 import pytest
+from etils import epath
 
 import launch.lease
-import launch.mirror
+from launch.collect import status
 from launch.lease import HELD, LEASE, Lease, read_lease
 from launch.mirror import MANIFEST, Mirror
-from launch.trials import write_trials
+from launch.trials import directory_of, write_trials
 from launch.worker import CRASH, MEND, RESTART, main, work
 from sleeplm.core.errors import ConfigError
 
@@ -82,45 +83,48 @@ def test_of_two_workers_that_race_exactly_one_runs(a_sweep):
     assert a_sweep.starts() == 1
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """The sweep directory is treated as an object store."""
-    for module in (launch.lease, launch.mirror):
-        monkeypatch.setattr(module, "is_remote", lambda path: True)
+def test_a_trial_in_an_object_store_is_worked_on_in_a_copy(a_sweep, bucket, monkeypatch):
     monkeypatch.setattr(launch.lease, "Lease", functools.partial(Lease, settle=0.01))
+    trials = a_sweep.expand("fails").trials
+    write_trials(bucket, trials)
+
+    def run(number):
+        return main(["--sweep", bucket, "--trial", str(number)])
+
+    def starts(number):
+        return len((directory_of(bucket, trials[number]) / "starts").read_text().splitlines())
+
+    assert [one.state for one in status(bucket)] == ["waiting"] * 3
+    assert run(1) == CRASH
+    assert starts(1) == 1, "what there is of a run that failed is sent as well"
+    assert run(1) == CRASH
+    assert starts(1) == 2, "and the next attempt begins with it"
+    assert run(0) == run(0) == 0
+    assert starts(0) == 1
+    assert [one.state for one in status(bucket)] == ["finished", "failed", "waiting"]
+    done = directory_of(bucket, trials[0])
+    assert {"config.json", "done.json"} <= {path.name for path in done.iterdir()}
+    assert not (done / LEASE).exists()
+    assert not a_sweep.trial(0).exists()
 
 
-def test_a_trial_in_an_object_store_is_worked_on_in_a_copy(a_sweep, store):
-    a_sweep.expand("fails")
-    assert run(a_sweep, 1) == CRASH
-    assert a_sweep.starts(1) == 1, "what there is of a run that failed is sent as well"
-    assert run(a_sweep, 1) == CRASH
-    assert a_sweep.starts(1) == 2, "and the next attempt begins with it"
-    assert run(a_sweep, 0) == 0
-    assert run(a_sweep, 0) == 0
-    assert a_sweep.starts(0) == 1
-    assert {"config.json", "done.json"} <= {path.name for path in a_sweep.trial().iterdir()}
-    assert not (a_sweep.trial() / LEASE).exists()
-
-
-def test_a_copy_that_was_cut_off_leaves_the_copy_before(tmp_path):
-    here, there, again = (tmp_path / name for name in ("here", "there", "again"))
-    (here / "checkpoints" / "sleep" / "1").mkdir(parents=True)
-    (here / "checkpoints" / "sleep" / "1" / "data").write_text("one")
+def test_a_copy_that_was_cut_off_leaves_the_copy_before(tmp_path, bucket):
+    here, again, there = tmp_path / "here", tmp_path / "again", epath.Path(bucket)
+    checkpoints = "checkpoints/sleep"
+    (here / checkpoints / "1").mkdir(parents=True)
+    (here / checkpoints / "1" / "data").write_text("one")
     (here / "metrics.jsonl").write_text("1\n")
-    there.mkdir()
     mirror = Mirror(there, here)
     mirror.send()
-    (there / "checkpoints" / "sleep" / "2").mkdir(parents=True)
-    (there / "checkpoints" / "sleep" / "2" / "data").write_text("ha")  # and then it was killed
+    (there / checkpoints / "2" / "data").write_text("ha")  # and then it was killed
     Mirror(there, again).fetch()
-    assert [path.name for path in (again / "checkpoints" / "sleep").iterdir()] == ["1"]
-    (here / "checkpoints" / "sleep" / "1" / "data").unlink()
+    assert [path.name for path in (again / checkpoints).iterdir()] == ["1"]
+    (here / checkpoints / "1" / "data").unlink()
     (here / "metrics.jsonl").write_text("1\n2\n")
     (here / "config.partial").write_text("half")
     mirror.send()
     assert json.loads((there / MANIFEST).read_text()) == ["metrics.jsonl"]
-    assert not (there / "checkpoints" / "sleep" / "1" / "data").exists()
+    assert not (there / checkpoints / "1" / "data").exists()
     assert (there / "metrics.jsonl").read_text() == "1\n2\n"
     assert not (there / "config.partial").exists()
 
