@@ -131,8 +131,9 @@ class Lease:
                     self._me["beat"] += 1
                     self._write()
                 renewed = time.monotonic()
-            except OSError:
-                # A store may be away for a moment; after the expiry others take the trial over.
+            except Exception:
+                # A store may be away for a moment, and says so in ways of its own; after the
+                # expiry others take the trial over.
                 if time.monotonic() - renewed >= self._expiry / 2:
                     return self._lost()
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -92,9 +93,11 @@ class Mirror:
 
         def keep() -> None:
             while not ended.wait(interval):
-                # A store may be away for a moment; the last copy, below, must succeed.
-                with contextlib.suppress(OSError):
+                try:
                     self.send()
+                except Exception as error:
+                    # A store may be away for a moment; the last copy, below, must succeed.
+                    print(f"launch: not sent to {self.remote}: {error}", file=sys.stderr)
 
         thread = threading.Thread(target=keep, daemon=True)
         thread.start()

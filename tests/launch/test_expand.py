@@ -190,3 +190,10 @@ def test_sweeps_are_named_and_crossed_on_the_command_line(tmp_path, capsys):
     before = (out / "trials.jsonl").read_bytes()
     assert main(arguments) == 0
     assert (out / "trials.jsonl").read_bytes() == before
+
+
+def test_the_experiment_of_the_readme_has_sweeps(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    trials = expand("experiments/retention.py", ["lr", "seeds"])
+    assert [trial.settings["seeds"] for trial in trials] == [3, 3, 3, 3]
+    assert len({trial.digest for trial in trials}) == 4
