@@ -38,6 +38,9 @@ def test_nothing_is_fetched_but_packages_and_these_are_pinned(steps):
     assert installs
     for install in installs:
         assert re.search(r"--(requirement|constraint) requirements\.txt|--no-deps", install)
+    for name in ("requirements.txt", "launch/requirements-gcs.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line[:1] != "#"]
+        assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in lines), name
 
 
 def test_everything_that_is_copied_is_there_and_packages_come_before_code(steps):
