@@ -35,6 +35,7 @@ def states(sweep):
     return [one.state for one in status(str(sweep))]
 
 
+@pytest.mark.slow
 def test_every_trial_runs_and_failures_are_told(a_sweep, capsys):
     a_sweep.expand("fails")
     assert states(a_sweep) == ["waiting"] * 3
@@ -53,6 +54,7 @@ def test_every_trial_runs_and_failures_are_told(a_sweep, capsys):
     assert a_sweep.starts(0) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
 def test_trials_side_by_side_have_cores_of_their_own(a_sweep):
     a_sweep.expand("seeds")
@@ -62,6 +64,7 @@ def test_trials_side_by_side_have_cores_of_their_own(a_sweep):
     assert done[0] != done[1]
 
 
+@pytest.mark.slow
 def test_a_trial_that_needs_more_memory_than_it_may_have_fails_alone(a_sweep):
     a_sweep.expand("large")
     assert Local(str(a_sweep), Limits(memory=3000)).run() == 1
@@ -75,6 +78,7 @@ def wait_until(ready):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_goes_on_and_one_interrupt_saves(a_sweep):
     a_sweep.expand(seconds=8.0, save_seconds=0.0)
     command = [sys.executable, "-m", "launch", "local", str(a_sweep)]

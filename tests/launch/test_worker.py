@@ -74,6 +74,7 @@ def test_one_of_several_processes_refuses_to_pretend(a_sweep, monkeypatch, capsy
     assert not a_sweep.trial().exists()
 
 
+@pytest.mark.slow
 def test_of_two_workers_that_race_exactly_one_runs(a_sweep):
     a_sweep.expand("slow")
     workers = [a_sweep.worker() for _ in range(2)]
@@ -184,7 +185,6 @@ def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep,
 def figures(sweep):
     """What a report says of every arm, other than how long it took."""
     arms = json.loads((sweep.trial() / "report.json").read_text())["arms"]
-    found = {arm: {**told["figures"], "matrix": told["matrix"]} for arm, told in arms.items()}
-    return {
-        arm: {k: v for k, v in told.items() if "second" not in k} for arm, told in found.items()
-    }
+    told = {(arm, name): v for arm in arms for name, v in arms[arm]["figures"].items()}
+    told |= {(arm, "matrix"): arms[arm]["matrix"] for arm in arms}
+    return {key: value for key, value in told.items() if "second" not in key[1]}
