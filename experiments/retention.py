@@ -6,7 +6,9 @@ day, in wordings it has never seen. Arms: ``sleep`` and ``wake_only`` (same days
     sleeplm run experiments/retention.py
     sleeplm run experiments/retention.py --config.world=biographies --config.days=6
 
-Cost and the figures to expect are in README.md; the whole bench is retention_bench.py.
+Cost and the figures to expect are in README.md; the whole bench is retention_bench.py. A sweep:
+
+    python -m launch expand experiments/retention.py --sweep lr --sweep seeds --out sweeps/lr
 """
 
 from sleeplm.bench.presets import bench, night
@@ -30,3 +32,16 @@ def get_config() -> RetentionConfig:
         night_facts=60,
         sleep=night(updates=240),
     )
+
+
+def sweep_lr():
+    """Learning rates of the night."""
+    for rate in (5e-3, 1e-2, 2e-2, 4e-2):
+        yield {"sleep.learning_rate": rate}
+
+
+def sweep_seeds():
+    """Three learners, each in a world of its own, in one compiled program."""
+    from launch.axes import sweep, vmap  # not needed by `sleeplm run`
+
+    return vmap(sweep("seed", range(3)))

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -99,9 +100,13 @@ def render(config: Any) -> str:
     return "\n".join(_render(to_dict(config), 0)) + "\n"
 
 
-def _get_config(path: str, maker: str) -> Any:
-    name, _, argument = str(path).partition(":")
-    file = pathlib.Path(name)
+def read_module(path: str) -> types.ModuleType:
+    """Executes a configuration file; what follows a colon in ``path`` is left out.
+
+    Raises:
+      ConfigError: it is not there, or cannot be run.
+    """
+    file = pathlib.Path(str(path).partition(":")[0])
     if not file.is_file():
         raise ConfigError("config", str(path), "no such file")
     spec = importlib.util.spec_from_file_location(_module_name(file), file)
@@ -116,6 +121,11 @@ def _get_config(path: str, maker: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError("config", str(path), f"cannot be run: {_line(error)}") from error
+    return module
+
+
+def _get_config(path: str, maker: str) -> Any:
+    module, argument = read_module(path), str(path).partition(":")[2]
     make = getattr(module, maker, None)
     if not callable(make):
         raise ConfigError("config", str(path), f"must define {maker}()")

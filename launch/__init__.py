@@ -1,0 +1,1 @@
+"""Sweeps: many trials of one experiment file, here or on a cluster. See docs/launch.md."""

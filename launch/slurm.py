@@ -1,0 +1,178 @@
+"""The Slurm backend: one array job, whose tasks are the trials of a sweep.
+
+Some time before its limit, and when it is preempted, a task gets SIGTERM, saves, exits with status
+42 and is put into the queue again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+from launch.stores import is_remote, write_whole
+from launch.trials import LOGS, read_trials
+from launch.worker import RESTART
+from sleeplm.core.checks import positive_integer
+from sleeplm.core.errors import ConfigError
+
+SCRIPT = "sweep.sbatch"
+#: What sbatch reads after ``#SBATCH --option=`` without quoting.
+_PLAIN = re.compile(r"[\w.,:/=@+*&|()\[\]-]+")
+_OPTIONS = {"partition": "", "account": "", "qos": "", "time": "", "gres": "", "mem": ""}
+
+TEMPLATE = """\
+#!/bin/bash
+{options}
+set -u
+trials=({trials})
+trial=${{trials[$SLURM_ARRAY_TASK_ID]}}
+exec >>{logs}/"$trial.log" 2>&1
+cd {folder} || exit 2
+{python} -m launch.worker --sweep {sweep} --trial "$trial" &
+worker=$!
+asked=0
+trap 'asked=1; kill -TERM "$worker"' TERM
+wait "$worker"
+status=$?
+# A signal ends the wait, not the worker, which still has to save.
+while [ "$asked" -eq 1 ] && [ "$status" -gt 128 ]; do
+  asked=0
+  wait "$worker"
+  status=$?
+done
+if [ "$status" -eq {restart} ]; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit "$status"
+"""
+
+
+@dataclasses.dataclass
+class Array:
+    """How trials run under Slurm.
+
+    Attributes:
+      name: of the job.
+      partition, account, qos, time, gres, mem: as sbatch has them; empty for the cluster's own.
+      cores: of each trial.
+      limit: trials at the same time; 0 for any.
+      grace: seconds before the time limit at which a trial is asked to save.
+      python: the interpreter. folder: where relative paths of experiments begin.
+    """
+
+    name: str = "sweep"
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""
+    gres: str = ""
+    mem: str = ""
+    cores: int = 1
+    limit: int = 0
+    grace: int = 300
+    python: str = sys.executable
+    folder: str = ""
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that sbatch would not read as they are."""
+        for field in ("name", *_OPTIONS):
+            value = getattr(self, field)
+            if (value or field == "name") and not _PLAIN.fullmatch(value):
+                remedy = "must be a word: sbatch would not read it as it is"
+                raise ConfigError(field, value, remedy)
+        for field in ("cores", "grace"):
+            positive_integer(field, getattr(self, field))
+        if self.limit < 0:
+            raise ConfigError("limit", self.limit, "must be at least 0")
+        for field in ("python", "folder"):
+            if "\0" in getattr(self, field) or "\n" in getattr(self, field):
+                raise ConfigError(field, getattr(self, field), "must be a path on one line")
+
+
+def script(sweep: str, settings: Array) -> str:
+    """The batch script of a sweep.
+
+    Raises:
+      ConfigError: a setting cannot work.
+    """
+    settings.check()
+    if is_remote(sweep):
+        raise ConfigError("sweep", sweep, "must be on a file system that all nodes see")
+    trials = [trial.id for trial in read_trials(sweep)]
+    if not trials:
+        raise ConfigError("sweep", sweep, "has no trials")
+    limit = f"%{settings.limit}" if settings.limit else ""
+    options = {
+        "job-name": settings.name,
+        # Identifiers are in the script: numbers would change their meaning when a sweep grows.
+        "array": f"0-{len(trials) - 1}{limit}",
+        "ntasks": 1,
+        "cpus-per-task": settings.cores,
+        **{field: value for field in _OPTIONS if (value := getattr(settings, field))},
+        "signal": f"B:TERM@{settings.grace}",
+        "open-mode": "append",
+        "output": "/dev/null",
+    }
+    lines = [f"#SBATCH --{option}={value}" for option, value in options.items()]
+    directory = os.path.abspath(sweep)
+    return TEMPLATE.format(
+        options="\n".join([*lines, "#SBATCH --requeue"]),
+        trials=" ".join(trials),
+        logs=shlex.quote(os.path.join(directory, LOGS)),
+        folder=shlex.quote(os.path.abspath(settings.folder or ".")),
+        python=shlex.quote(settings.python),
+        sweep=shlex.quote(directory),
+        restart=RESTART,
+    )
+
+
+def render(sweep: str, settings: Array) -> pathlib.Path:
+    """Writes ``sweep.sbatch`` into a sweep directory.
+
+    Raises:
+      ConfigError: a setting cannot work; nothing is written then.
+    """
+    text, path = script(sweep, settings), pathlib.Path(sweep) / SCRIPT
+    (pathlib.Path(sweep) / LOGS).mkdir(exist_ok=True)
+    write_whole(path, text)
+    return path
+
+
+def submit(sweep: str) -> None:
+    """Hands the rendered script of a sweep to Slurm.
+
+    Raises:
+      ConfigError: it is not rendered, or sbatch fails or is not there.
+    """
+    path = pathlib.Path(sweep) / SCRIPT
+    if not path.exists():
+        remedy = f"is not rendered: python -m launch render slurm {sweep}"
+        raise ConfigError("sweep", sweep, remedy)
+    try:
+        subprocess.run(["sbatch", str(path)], check=True)
+    except FileNotFoundError as error:
+        raise ConfigError("sbatch", "sbatch", "no such command on this machine") from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigError("sbatch", error.returncode, "failed: see what it said above") from error
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The settings as arguments of a command."""
+    usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Array)}
+    words = {
+        "cores": "of each trial",
+        "limit": "trials at once (default: any)",
+        "grace": "seconds before the time limit at which trials save",
+        "python": "the interpreter (default: this one)",
+        "folder": "where relative paths of experiments begin (default: here)",
+    }
+    for field, value in usual.items():
+        text = words.get(field, "as sbatch has it")
+        command.add_argument(f"--{field}", type=type(value), default=value, help=text)

@@ -1,0 +1,106 @@
+"""A sweep directory: ``trials.jsonl`` says what there is to run, ``trials/ID`` is where each runs.
+
+Nothing else is kept about a sweep: which trials are done, running or failed is read from the trial
+directories. The directory may be a path or an address that ``etils.epath`` knows (``gs://...``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from launch.stores import write_whole
+from sleeplm.core.errors import ConfigError
+
+TRIALS, FOLDER, LOGS = "trials.jsonl", "trials", "logs"
+#: Hexadecimal digits of an identifier: 40 bits, one clash in a million for a thousand trials.
+DIGITS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep.
+
+    Attributes:
+      id: a name made from the settings alone; begins with a letter and fits DNS.
+      experiment: the experiment file as it was named, ``FILE`` or ``FILE:ARGUMENT``; a relative
+        path is under the directory that the worker is started in.
+      quick: the file's short version.
+      settings: what differs from the file, ``{field: value}``.
+      digest: of the configuration when the sweep was expanded.
+    """
+
+    id: str
+    experiment: str
+    quick: bool
+    settings: dict[str, Any]
+    digest: str
+
+    def line(self) -> str:
+        """The trial as a line of ``trials.jsonl``."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, allow_nan=False)
+
+
+def trial_id(experiment: str, quick: bool, settings: dict[str, Any]) -> str:
+    """The identifier of a trial: a hash of its settings, whatever their order.
+
+    Of the experiment's path only what follows the colon counts: a file may be moved.
+    """
+    named = [experiment.partition(":")[2], quick, settings]
+    text = json.dumps(named, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "t" + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def write_trials(sweep: str, trials: list[Trial]) -> None:
+    """Writes ``trials.jsonl``, whole or not at all."""
+    text = "".join(trial.line() + "\n" for trial in trials)
+    write_whole(epath.Path(sweep) / TRIALS, text)
+
+
+def read_trials(sweep: str) -> list[Trial]:
+    """The trials of a sweep directory, in the order of their expansion.
+
+    Raises:
+      ConfigError: there are none, or the file is garbled.
+    """
+    path = epath.Path(sweep) / TRIALS
+    try:
+        lines = path.read_text().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        remedy = f"has no {TRIALS}; make it with: python -m launch expand FILE --out {sweep}"
+        raise ConfigError("sweep", str(sweep), remedy) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError("sweep", str(path), f"cannot be read: {error}") from error
+    return [_read(line, f"{path}:{number + 1}") for number, line in enumerate(lines)]
+
+
+def _read(line: str, where: str) -> Trial:
+    try:
+        return Trial(**json.loads(line))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where, line[:80], "is not a trial: expand the sweep again") from error
+
+
+def find_trial(sweep: str, name: str) -> Trial:
+    """A trial by its identifier, or by its number in ``trials.jsonl`` from 0.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    trials = read_trials(sweep)
+    if name.isdecimal() and int(name) < len(trials):
+        return trials[int(name)]
+    found = [trial for trial in trials if trial.id == name]
+    if not found:
+        remedy = f"no such trial; {sweep} has {len(trials)}: an id of {TRIALS}, or a number from 0"
+        raise ConfigError("trial", name, remedy)
+    return found[0]
+
+
+def directory_of(sweep: str, trial: Trial) -> epath.Path:
+    """Where a trial runs."""
+    return epath.Path(sweep) / FOLDER / trial.id

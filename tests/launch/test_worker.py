@@ -1,0 +1,190 @@
+"""A worker runs a trial once, however often and wherever it is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import signal
+import time
+
+import pytest
+from etils import epath
+
+import launch.lease
+from launch.collect import status
+from launch.lease import HELD, LEASE, Lease, read_lease
+from launch.mirror import MANIFEST, Mirror
+from launch.trials import directory_of, write_trials
+from launch.worker import CRASH, MEND, RESTART, main, work
+from sleeplm.core.errors import ConfigError
+
+EXPIRY = 60.0
+
+
+def run(sweep, number=0):
+    return main(["--sweep", str(sweep), "--trial", sweep.trials[number].id])
+
+
+def test_a_finished_trial_is_left_alone(a_sweep):
+    a_sweep.expand("seeds")
+    assert run(a_sweep, 1) == 0
+    assert json.loads((a_sweep.trial(1) / "done.json").read_text())["seed"] == 1
+    assert json.loads((a_sweep.trial(1) / "_SUCCESS").read_text())["seconds"] >= 0
+    assert run(a_sweep, 1) == 0
+    assert a_sweep.starts(1) == 1
+    assert not a_sweep.trial(0).exists()
+    assert read_lease(a_sweep.trial(1)) is None
+
+
+def test_a_failed_trial_says_why_and_may_be_tried_again(a_sweep, capsys):
+    a_sweep.expand("fails")
+    assert run(a_sweep, 1) == CRASH
+    assert "Traceback" in capsys.readouterr().err
+    assert (a_sweep.trial(1) / "_FAILED").read_text() == "RuntimeError: boom\n"
+    assert run(a_sweep, 2) == MEND
+    assert capsys.readouterr().err == "launch: fail = 'config': as it was told\n"
+    assert (a_sweep.trial(2) / "_FAILED").exists()
+    assert not (a_sweep.trial(2) / "_SUCCESS").exists()
+    assert run(a_sweep, 2) == MEND
+    assert a_sweep.starts(2) == 2
+    assert read_lease(a_sweep.trial(2)) is None
+
+
+def test_a_trial_that_is_not_there_is_one_line(a_sweep, capsys):
+    a_sweep.expand("seeds")
+    assert main(["--sweep", str(a_sweep), "--trial", "t0"]) == MEND
+    assert "no such trial" in capsys.readouterr().err
+    assert main(["--sweep", str(a_sweep.folder / "no"), "--trial", "0"]) == MEND
+    assert "python -m launch expand" in capsys.readouterr().err
+
+
+def test_an_experiment_that_has_changed_since_the_expansion_is_refused(a_sweep):
+    a_sweep.expand("seeds")
+    write_trials(str(a_sweep), [dataclasses.replace(a_sweep.trials[0], digest="before")])
+    with pytest.raises(ConfigError, match="has changed since the sweep was expanded"):
+        work(str(a_sweep), "0", EXPIRY)
+    assert not (a_sweep.trial() / "config.json").exists()
+
+
+def test_one_of_several_processes_refuses_to_pretend(a_sweep, monkeypatch, capsys):
+    monkeypatch.setenv("LAUNCH_PROCESSES", "4")
+    assert run(a_sweep.expand("seeds")) == MEND
+    assert "a run uses one process today" in capsys.readouterr().err
+    assert not a_sweep.trial().exists()
+
+
+@pytest.mark.slow
+def test_of_two_workers_that_race_exactly_one_runs(a_sweep):
+    a_sweep.expand("slow")
+    workers = [a_sweep.worker() for _ in range(2)]
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    statuses = sorted(worker.returncode for worker in workers)
+    assert statuses in ([0, HELD], [0, 0]), said  # the other came late, and found it finished
+    assert a_sweep.starts() == 1
+
+
+def test_a_trial_in_an_object_store_is_worked_on_in_a_copy(a_sweep, bucket, monkeypatch):
+    monkeypatch.setattr(launch.lease, "Lease", functools.partial(Lease, settle=0.01))
+    trials = a_sweep.expand("fails").trials
+    write_trials(bucket, trials)
+
+    def run(number):
+        return main(["--sweep", bucket, "--trial", str(number)])
+
+    def starts(number):
+        return len((directory_of(bucket, trials[number]) / "starts").read_text().splitlines())
+
+    assert [one.state for one in status(bucket)] == ["waiting"] * 3
+    assert run(1) == CRASH
+    assert starts(1) == 1, "what there is of a run that failed is sent as well"
+    assert run(1) == CRASH
+    assert starts(1) == 2, "and the next attempt begins with it"
+    assert run(0) == run(0) == 0
+    assert starts(0) == 1
+    assert [one.state for one in status(bucket)] == ["finished", "failed", "waiting"]
+    done = directory_of(bucket, trials[0])
+    assert {"config.json", "done.json"} <= {path.name for path in done.iterdir()}
+    assert not (done / LEASE).exists()
+    assert not a_sweep.trial(0).exists()
+
+
+def test_a_copy_that_was_cut_off_leaves_the_copy_before(tmp_path, bucket):
+    here, again, there = tmp_path / "here", tmp_path / "again", epath.Path(bucket)
+    checkpoints = "checkpoints/sleep"
+    (here / checkpoints / "1").mkdir(parents=True)
+    (here / checkpoints / "1" / "data").write_text("one")
+    (here / "metrics.jsonl").write_text("1\n")
+    mirror = Mirror(there, here)
+    mirror.send()
+    (there / checkpoints / "2" / "data").write_text("ha")  # and then it was killed
+    Mirror(there, again).fetch()
+    assert [path.name for path in (again / checkpoints).iterdir()] == ["1"]
+    (here / checkpoints / "1" / "data").unlink()
+    (here / "metrics.jsonl").write_text("1\n2\n")
+    (here / "config.partial").write_text("half")
+    mirror.send()
+    assert json.loads((there / MANIFEST).read_text()) == ["metrics.jsonl"]
+    assert not (there / checkpoints / "1" / "data").exists()
+    assert (there / "metrics.jsonl").read_text() == "1\n2\n"
+    assert not (there / "config.partial").exists()
+
+
+QUICK = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def moments(sweep):
+    path = sweep.trial() / "timings.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(worker, sweep, count):
+    limit = time.monotonic() + 120
+    while moments(sweep) < count:
+        assert worker.poll() is None and time.monotonic() < limit, worker.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep, tmp_path):
+    quick = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    whole, broken = (new_sweep(name).expand(kind="life", save_seconds=0.0) for name in "ab")
+    worker = whole.worker(**quick)
+    said = worker.communicate(timeout=300)[1]
+    assert worker.returncode == 0, said
+    count = moments(whole)
+
+    worker = broken.worker(**quick)
+    wait_for(worker, broken, count // 3)
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    assert read_lease(broken.trial()) is not None, "who is killed leaves its lease"
+
+    worker = broken.worker(**quick)
+    wait_for(worker, broken, 2 * count // 3)
+    for _ in range(3):
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    said = worker.communicate(timeout=100)[1]
+    assert worker.returncode == RESTART, said
+    assert "going on from" in said and "stopped by SIGTERM; saved" in said
+    assert read_lease(broken.trial()) is None
+
+    worker = broken.worker(**quick)
+    said = worker.communicate(timeout=300)[1]
+    assert worker.returncode == 0, said
+    ends = [sweep.trial() / "metrics.jsonl" for sweep in (whole, broken)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert figures(whole) == figures(broken)
+
+
+def figures(sweep):
+    """What a report says of every arm, other than how long it took."""
+    arms = json.loads((sweep.trial() / "report.json").read_text())["arms"]
+    told = {(arm, name): v for arm in arms for name, v in arms[arm]["figures"].items()}
+    told |= {(arm, "matrix"): arms[arm]["matrix"] for arm in arms}
+    return {key: value for key, value in told.items() if "second" not in key[1]}
