@@ -122,14 +122,16 @@ def bytes_of_one_more(
     update = optax.adam(1e-3)
     kept = jax.eval_shape(lambda p, k: begin(p, update, rank, k), variables["params"], keys[0])
     tries = jax.jit(attempts(language_model(model), update, rank=rank, steps=steps))
-    sizes, half = [], max(len(keys) // 2, 1)
-    for count in (half, len(keys)):
-        some = jax.tree.map(lambda x, n=count: x[:n], (memory, keys))
+    half = len(keys) // 2
+
+    def needed(count: int) -> int | None:
+        some = jax.tree.map(lambda x: x[:count], (memory, keys))
         found = tries.lower(variables, *some).compile().memory_analysis()
-        sizes.append(getattr(found, "temp_size_in_bytes", None))
-    if None in sizes or half == len(keys):
-        return tree.nbytes(kept), None
-    return tree.nbytes(kept), (sizes[1] - sizes[0]) // (len(keys) - half)
+        return getattr(found, "temp_size_in_bytes", None)
+
+    few, many = (needed(count) for count in (half, len(keys))) if half else (None, None)
+    more = None if few is None or many is None else (many - few) // (len(keys) - half)
+    return tree.nbytes(kept), more
 
 
 if __name__ == "__main__":
