@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sleeplm.core import tree
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README.md")])
 COMPOSE, MEMORY = ROOT / "docs" / "compose.md", ROOT / "docs" / "memory.md"
-JUDGE = ROOT / "docs" / "judge.md"
+JUDGE, DREAMING = ROOT / "docs" / "judge.md", ROOT / "docs" / "dreaming.md"
 
 NAME = re.compile(r"\b(sleeplm/[\w/]+\.py)::([A-Za-z_][\w.]*\w)")
 TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
@@ -138,6 +140,17 @@ def test_your_own_method_takes_at_most_40_lines():
 def test_a_judge_of_ones_own_works_as_it_is_written():
     names = run_blocks(JUDGE)
     assert callable(names["mine"])
+
+
+@pytest.mark.slow
+def test_dreams_are_dreamt_learned_and_reinforced_as_it_is_written():
+    names = run_blocks(DREAMING)
+    assert names["slept"].slots["slow"].active.tolist()[1:] == [False] * 3
+    assert names["metrics"]["accepted"][1] == 2 * 4  # two rounds of four trials
+    before, after = (names[name].params for name in ("writing", "after"))
+    assert tree.differing(after, before) == [
+        path for path in tree.differing(after, before) if path.startswith("['writer']")
+    ]
 
 
 def test_the_bytes_in_the_memory_page_are_those_of_the_default_experiment(monkeypatch):

@@ -1,8 +1,9 @@
-"""LoRA beside a frozen backbone: what people do today, as a control (arXiv:2106.09685).
+"""LoRA beside a frozen backbone (arXiv:2106.09685): as a control, and for trials of dreams.
 
 ``params["adapters"]`` mirrors ``params["blocks"]`` down to every matrix [N, in, out], which has
-{"a" [N, in, R], "b" [N, R, out]} there. The model never sees them: :func:`merged` adds their
-products to the matrices before it runs.
+{"a" [N, in, R], "b" [N, R, out]} there. The model never sees them there. :func:`merged` adds their
+products to the matrices before it runs: best for one adapter and many tokens. :func:`beside` puts
+them next to their matrices, so that many adapters share these: best where each has few tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from sleeplm.core.types import Array, Objective, Params, PyTree, Variables
 ADAPTERS = "adapters"
 
 
-def with_adapters(params: Params, rank: int, key: Array) -> Params:
-    """``params`` with an adapter of rank R on every matrix of the blocks: A random, B zero."""
+def with_adapters(params: Params, rank: int, key: Array, name: str = ADAPTERS) -> Params:
+    """``params`` with :func:`fresh_adapters` as ``params[name]``."""
+    return {**params, name: fresh_adapters(params, rank, key)}
+
+
+def fresh_adapters(params: Params, rank: int, key: Array) -> PyTree:
+    """An adapter of rank R for every matrix of the blocks: A random, B zero."""
 
     def at_kernels(node: PyTree, key: Array) -> PyTree:
         if not isinstance(node, dict):
@@ -33,7 +39,7 @@ def with_adapters(params: Params, rank: int, key: Array) -> Params:
                 found[name] = below
         return found
 
-    return {**params, ADAPTERS: at_kernels(params["blocks"], key)}
+    return at_kernels(params["blocks"], key)
 
 
 def _adapter(kernel: Array, rank: int, key: Array) -> dict[str, Array]:
@@ -62,11 +68,28 @@ def merged(variables: Variables) -> Variables:
     return {**variables, "params": {**rest, "blocks": add(params["blocks"], params[ADAPTERS])}}
 
 
+def beside(variables: Variables, adapters: PyTree) -> Variables:
+    """Variables in which every matrix has its adapter next to it: the model runs x W + (x A) B.
+
+    No matrix is copied: mapped over adapters alone, all of them share every W, also in the
+    gradient of the adapters. Adapters that already stand there are replaced.
+    """
+
+    def put(node: PyTree, mine: Any) -> PyTree:
+        if mine is None or not isinstance(node, dict):
+            return node
+        both = {name: put(child, mine.get(name)) for name, child in node.items()}
+        return {**both, "adapter": mine["kernel"]} if "kernel" in mine else both
+
+    params = variables["params"]
+    return {**variables, "params": {**params, "blocks": put(params["blocks"], adapters)}}
+
+
 def adapted(objective: Objective) -> Objective:
     """The objective on the merged variables, so that gradients reach the adapters."""
     return lambda variables, memory: objective(merged(variables), memory)
 
 
-def in_adapters() -> Callable[[tuple], bool]:
-    """Predicate on key paths: the adapters."""
-    return lambda path: getattr(path[0], "key", None) == ADAPTERS
+def in_adapters(name: str = ADAPTERS) -> Callable[[tuple], bool]:
+    """Predicate on key paths: the adapters that stand in ``params[name]``."""
+    return lambda path: getattr(path[0], "key", None) == name

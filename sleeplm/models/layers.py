@@ -38,7 +38,11 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W without bias; the one place where a matrix product with weights is written."""
+    """y = x W without bias; the one place where a matrix product with weights is written.
+
+    Parameters that come with ``{"adapter": {"a" [in, R], "b" [R, out]}}`` beside their kernel give
+    x W + (x A) B (arXiv:2106.09685). The model itself never makes any.
+    """
 
     features: int
     param_dtype: Any
@@ -47,7 +51,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        return matmul(x, self.param("kernel", self.init, shape, self.param_dtype).astype(x.dtype))
+        y = matmul(x, self.param("kernel", self.init, shape, self.param_dtype).astype(x.dtype))
+        if not self.has_variable("params", "adapter"):
+            return y
+        low: PyTree = self.get_variable("params", "adapter")
+        return y + matmul(matmul(x, low["a"].astype(x.dtype)), low["b"].astype(x.dtype))
 
 
 class Attention(nn.Module):

@@ -9,7 +9,14 @@ import optax
 import pytest
 
 from sleeplm.core import tree
-from sleeplm.methods.adapters import ADAPTERS, adapted, in_adapters, merged, with_adapters
+from sleeplm.methods.adapters import (
+    ADAPTERS,
+    adapted,
+    beside,
+    in_adapters,
+    merged,
+    with_adapters,
+)
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.wake import wake
@@ -149,3 +156,41 @@ def test_only_adapters_move_awake(tiny, grafted):
         halves = {path[-5:] for path in moved}
         assert halves == ({"['b']"} if i == 0 else {"['a']", "['b']"})
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
+
+
+# --- beside their matrices -----------------------------------------------------------------------
+
+
+def test_beside_their_matrices_adapters_give_what_merged_ones_give(tiny, grafted):
+    model, _, busy = grafted
+    text = tiny.text(0)
+    joined = beside(busy, busy["params"][ADAPTERS])
+    got = jax.jit(model.logits)(joined, text["tokens"], text["segments"])
+    want = jax.jit(model.logits)(merged(busy), text["tokens"], text["segments"])
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    plain = jax.jit(model.logits)(busy, text["tokens"], text["segments"])
+    assert np.abs(got - plain).max() > 0.1
+
+
+def test_beside_their_matrices_fresh_adapters_change_no_bit(tiny, grafted):
+    model, variables, _ = grafted
+    text = tiny.text(0)
+    joined = beside(variables, variables["params"][ADAPTERS])
+    run = jax.jit(model.logits)
+    np.testing.assert_array_equal(run(joined, text["tokens"]), run(variables, text["tokens"]))
+
+
+def test_beside_their_matrices_gradients_are_those_of_merged_ones(tiny, grafted):
+    model, _, busy = grafted
+    memory, _ = wake_batch().extract(None, (), tiny.text(0), KEY)
+    objective = language_model(model, chunk=8)
+    adapters = busy["params"][ADAPTERS]
+
+    def merging(adapters):
+        params = {**busy["params"], ADAPTERS: adapters}
+        return adapted(objective)({**busy, "params": params}, memory)[0]
+
+    got = jax.jit(jax.grad(lambda a: objective(beside(busy, a), memory)[0]))(adapters)
+    want = jax.jit(jax.grad(merging))(adapters)
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())

@@ -1,0 +1,116 @@
+"""Settings of dreaming."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sleeplm.core import checks
+
+SCORES = ("alignment", "norm", "random")
+REWARDS = ("agreement", "questions")
+MEASURES = ("logp", "accuracy")
+
+
+@dataclasses.dataclass
+class DreamConfig:
+    """One round of dreaming: write, select, try, reward (section 6), and reinforce.
+
+    The counts of dreams are the paper's (60 written, 15 kept); it gives neither k and b nor the
+    settings of a trial.
+
+    Attributes:
+      dreams: m, written in a round.
+      context_tokens: C, longest context, in tokens. new_tokens: most tokens that a dream adds.
+      temperature, top_k: of writing.
+      explore: while it writes, every router also uses one random open expert, drawn for each dream.
+      alone: a dream is learned as a text of its own, behind the begin of text; else behind its
+        context, as it was written.
+      ngram: length of the n-grams whose share taken from the contexts is reported.
+      score: ``alignment`` of a dream's gradient with the mean gradient of a reference batch,
+        ``norm`` of the gradient, or ``random``: the control that both are held against.
+      sketch: numbers that a gradient is projected to before it is compared; 0: the whole of it.
+      chunk: dreams whose gradients stand in memory at once.
+      keep: k, dreams kept by score. extra: b, kept at random.
+      rank: of a trial's adapters. steps, learning_rate: of a trial (Adam).
+      at_once: trials that are made as one batch; 0: all.
+      reward: ``agreement`` with oneself, for want of a task (no tau): the held-back parts of the
+        contexts become likelier and memories not unlikelier; ``questions`` (tau): held-back
+        questions of the batch are answered better.
+      measure: of the questions, ``logp`` of the right answers or ``accuracy`` of greedy ones.
+      margin: what has to be gained for a reward of 1: nats a token (agreement), nats an answer
+        (logp), or a share of the questions (accuracy).
+      hold: share of every context that agreement holds back.
+      memories: texts that agreement has the learner tell from cues of earlier days; 0: none.
+      worse: nats a token that these memories may lose.
+      writer_rank: of the dream writer's own adapters. writer_epochs, writer_learning_rate: of its
+        fine-tuning in every round (Adam). writer_restarts: that begins anew each time, as ReST^EM
+        does, instead of where the last round ended.
+    """
+
+    dreams: int = 60
+    context_tokens: int = 32
+    new_tokens: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    explore: bool = True
+    alone: bool = False
+    ngram: int = 4
+    score: str = "alignment"
+    sketch: int = 0
+    chunk: int = 4
+    keep: int = 12
+    extra: int = 3
+    rank: int = 8
+    steps: int = 8
+    learning_rate: float = 1e-3
+    at_once: int = 0
+    reward: str = "agreement"
+    measure: str = "logp"
+    margin: float = 0.0
+    hold: float = 0.5
+    memories: int = 16
+    worse: float = 0.05
+    writer_rank: int = 8
+    writer_epochs: int = 4
+    writer_learning_rate: float = 1e-3
+    writer_restarts: bool = True
+
+    @property
+    def kept(self) -> int:
+        """k + b, dreams that are tried."""
+        return self.keep + self.extra
+
+    def check(self, field: str) -> None:
+        counts = ("dreams", "context_tokens", "new_tokens", "ngram", "chunk", "rank", "steps")
+        for name in (*counts, "writer_rank", "writer_epochs"):
+            checks.positive_integer(f"{field}.{name}", getattr(self, name))
+        for name in ("top_k", "sketch", "keep", "extra", "at_once", "memories"):
+            checks.integer(f"{field}.{name}", getattr(self, name))
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        checks.require(
+            1 <= self.kept <= self.dreams,
+            f"{field}.keep",
+            self.keep,
+            f"keep + extra ({self.kept}) must be between 1 and dreams ({self.dreams})",
+        )
+        checks.require(
+            self.ngram <= self.new_tokens,
+            f"{field}.ngram",
+            self.ngram,
+            f"use at most new_tokens ({self.new_tokens})",
+        )
+        for name in ("temperature", "worse"):
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        for name in ("learning_rate", "writer_learning_rate"):
+            checks.positive(f"{field}.{name}", getattr(self, name))
+        checks.finite(f"{field}.margin", self.margin)
+        checks.one_of(f"{field}.score", self.score, SCORES)
+        checks.one_of(f"{field}.reward", self.reward, REWARDS)
+        checks.one_of(f"{field}.measure", self.measure, MEASURES)
+        checks.fraction(f"{field}.hold", self.hold)
+        checks.require(
+            self.reward != "agreement" or 0 < self.hold < 1,
+            f"{field}.hold",
+            self.hold,
+            "agreement needs something to write from and something held back: between 0 and 1",
+        )

@@ -1,0 +1,244 @@
+"""A round of dreaming: write, select, try, reward (section 6).
+
+``round_of`` is the round as one function, ``dream`` as a phase that keeps what was accepted, and
+``dreams`` as an extraction, so that ``consolidate`` learns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.phase import add_metrics
+from sleeplm.core.types import (
+    Array,
+    Extract,
+    Memory,
+    Metrics,
+    Objective,
+    Params,
+    Phase,
+    PyTree,
+    State,
+    Variables,
+)
+from sleeplm.memory.cues import Cues, draw
+from sleeplm.memory.levels import label_of
+from sleeplm.methods.adapters import beside
+from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.rewards import Reward, agreement_reward, question_reward
+from sleeplm.methods.dreams.select import choose, score
+from sleeplm.methods.dreams.trials import attempts
+from sleeplm.methods.dreams.write import (
+    Contexts,
+    Dreams,
+    as_contexts,
+    hold_back,
+    memory_of,
+    whole,
+    write,
+)
+from sleeplm.methods.extract import row_keys, stateless
+from sleeplm.methods.objectives import language_model
+from sleeplm.models.decode import generate
+from sleeplm.models.transformer import Model
+
+#: Where the dream writer's own adapters stand: ``params["writer"]``. No model sees them there.
+WRITER = "writer"
+Round = Callable[[Variables, Mapping[str, Any], Array], tuple[Dreams, Metrics]]
+
+
+def in_bases(path: tuple) -> bool:
+    """Predicate on key paths: the MLPs of all levels, of which a dream's gradient is taken."""
+    return label_of(path).endswith("/base")
+
+
+def round_of(
+    model: Model,
+    config: DreamConfig,
+    *,
+    reward: Reward | None = None,
+    objective: Objective | None = None,
+    update: optax.GradientTransformation | None = None,
+    trainable: Callable[[tuple], bool] = in_bases,
+) -> Round:
+    """One round: ``(variables, batch, key) -> (k + b dreams, metrics)``.
+
+    The tokens of each dream are weighed by its reward, so that those that were not accepted have
+    no weight. A writer in ``params["writer"]`` writes; it is the plain learner that is tried.
+
+    The batch has
+
+    * ``"contexts"``: :class:`~sleeplm.methods.dreams.write.Contexts`, or a mapping with its fields;
+    * ``"reference"``, if gradients shall be aligned with that memory's, and not with that of the
+      contexts which dreams are written from;
+    * for agreement ``"today"``, int32: memories are told from cues of the days before;
+    * for questions ``"questions"``, see :class:`~sleeplm.methods.dreams.rewards.Questions`.
+
+    With ``config.reward="agreement"`` the reward is also given ``"held"``, what was held back of
+    the contexts, and ``"memories"``.
+
+    Args:
+      reward: instead of the one that ``config`` describes.
+      objective: L_SFT, of gradients and trials; None: the language-model loss.
+      update: of a trial's adapters; None: Adam.
+      trainable: predicate on key paths: what dreams' gradients are taken of.
+
+    Raises:
+      ConfigError: a setting that cannot work.
+    """
+    config.check("dream")
+    objective = objective or language_model(model)
+    reward = reward or reward_of(model, config)
+    tries = attempts(
+        objective, update or optax.adam(config.learning_rate),
+        rank=config.rank, steps=config.steps, at_once=config.at_once,
+    )  # fmt: skip
+
+    def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> tuple[Dreams, Metrics]:
+        write_key, score_key, choose_key, try_key, recall_key = jax.random.split(key, 5)
+        given, batch = _prepared(model, config, variables, batch, recall_key)
+        drawn, written = write(
+            model, as_writer(variables), given, jnp.arange(config.dreams), write_key,
+            new_tokens=config.new_tokens, temperature=config.temperature, top_k=config.top_k,
+            explore=config.explore, alone=config.alone, ngram=config.ngram,
+        )  # fmt: skip
+        scores = score(
+            config.score, objective, variables, drawn.told, score_key, trainable=trainable,
+            reference=batch.get("reference", whole(given)), size=config.sketch, chunk=config.chunk,
+        )  # fmt: skip
+        index, kept = choose(scores, drawn.mask, config.keep, config.extra, choose_key)
+        chosen = drawn.take(index)
+        one_row_each = jax.tree.map(lambda x: x[:, None], chosen.told)
+        trials, losses = tries(variables, one_row_each, row_keys(try_key, index))
+
+        def earnings(adapters: PyTree) -> tuple[Array, Metrics]:
+            return reward(variables, beside(variables, adapters), batch)
+
+        earned, told = _for_all(earnings, config.at_once)(trials.adapters)
+        kept = kept.astype(jnp.float32)
+        accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
+        metrics = {
+            "score": (jnp.sum(jnp.where(kept > 0, scores[index], 0.0)), kept.sum()),
+            "accepted": (jnp.sum(jnp.where(kept > 0, earned, 0.0)), kept.sum()),
+            "trial_first": (jnp.sum(losses[:, 0] * kept), kept.sum()),
+            "trial_last": (jnp.sum(losses[:, -1] * kept), kept.sum()),
+            **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
+        }
+        return jax.lax.stop_gradient((accepted, add_metrics(written, metrics)))
+
+    return run
+
+
+def reward_of(model: Model, config: DreamConfig) -> Reward:
+    """The reward that the configuration describes."""
+    if config.reward == "questions":
+        return question_reward(model, measure=config.measure, margin=config.margin)
+    return agreement_reward(model, margin=config.margin, worse=config.worse)
+
+
+def as_writer(variables: Variables) -> Variables:
+    """The variables as they write dreams: with the writer's adapters, if there are any."""
+    params = variables["params"]
+    return beside(variables, params[WRITER]) if WRITER in params else variables
+
+
+def dream(model: Model, config: DreamConfig, **parts: Any) -> Phase:
+    """A round as a phase: what was accepted is its private state, :class:`Dreams`.
+
+    ``state.private.told`` is the memory to learn. Nothing else of the learner moves.
+
+    Args:
+      parts: of :func:`round_of`.
+    """
+    run = round_of(model, config, **parts)
+
+    def init(params: Params, key: Array) -> Dreams:
+        del params, key
+        return no_dreams(config)
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        accepted, metrics = run(state.variables, batch, key)
+        return state.replace(private=accepted), metrics
+
+    return Phase(init, step)
+
+
+def dreams(model: Model, config: DreamConfig, **parts: Any) -> Extract:
+    """A round as an extraction: the accepted dreams, of which the others have no weight.
+
+    The memory has k + b rows. The batch is that of :func:`round_of`; a night's ``"rows"`` may be
+    in it, and are not looked at.
+    """
+    run = round_of(model, config, **parts)
+    return stateless(lambda variables, batch, key: run(variables, batch, key)[0].told)
+
+
+def given() -> Extract:
+    """The batch is the memory: for learning what a phase before has kept."""
+    return stateless(lambda variables, batch, key: batch)
+
+
+def no_dreams(config: DreamConfig) -> Dreams:
+    """k + b dreams of nothing, of the shapes that a round makes."""
+    empty = Contexts(
+        jnp.zeros((config.kept, config.context_tokens + config.new_tokens), jnp.int32),
+        jnp.zeros((config.kept,), jnp.int32),
+    )
+    width = 1 + config.new_tokens if config.alone else empty.tokens.shape[1]
+    return Dreams(whole(empty), whole(empty._replace(tokens=empty.tokens[:, :width])))
+
+
+def recall(
+    model: Model,
+    variables: Variables,
+    today: Array,
+    count: int,
+    key: Array,
+    *,
+    new_tokens: int,
+    temperature: Array | float = 1.0,
+) -> Memory:
+    """What the learner, as it is, tells from cues of days before ``today``: ``count`` rows.
+
+    Raises:
+      ConfigError: a learner without cues.
+    """
+    cues = variables["cues"]
+    if not isinstance(cues, Cues):
+        raise ConfigError("dream.memories", count, "this learner keeps no cues: use 0")
+    draw_key, tell_key = jax.random.split(key)
+    rows = jnp.arange(count)
+    prompts, lengths = draw(cues, "past", today, rows, draw_key)
+    keys = row_keys(tell_key, rows)
+    samples = generate(
+        model, variables, prompts, lengths, keys, max_new=new_tokens, temperature=temperature
+    )
+    return memory_of(samples.tokens, samples.written, samples.length)
+
+
+def _prepared(
+    model: Model, config: DreamConfig, variables: Variables, batch: Mapping[str, Any], key: Array
+) -> tuple[Contexts, dict[str, Any]]:
+    """The contexts to write from, and the batch with what agreement asks for."""
+    contexts, batch = as_contexts(batch["contexts"], config.context_tokens), dict(batch)
+    if config.reward != "agreement":
+        return contexts, batch
+    contexts, batch["held"] = hold_back(contexts, config.hold)
+    if config.memories:
+        batch["memories"] = recall(
+            model, variables, batch["today"], config.memories, key,
+            new_tokens=config.new_tokens, temperature=config.temperature,
+        )  # fmt: skip
+    return contexts, batch
+
+
+def _for_all(fn: Callable[[PyTree], PyTree], at_once: int) -> Callable[[PyTree], PyTree]:
+    if at_once == 0:
+        return jax.vmap(fn)
+    return lambda each: jax.lax.map(fn, each, batch_size=at_once)

@@ -1,0 +1,100 @@
+"""Dream-writing is reinforced by ReST^EM (section 6, step 5; arXiv:2312.06585).
+
+Sample, keep what is rewarded, fine-tune the writer on it, repeat.
+
+The writer is the learner with low-rank adapters of its own. Only these move: levels, experts,
+routers and the backbone, which are the memories, keep every bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.phase import consolidate
+from sleeplm.core.types import (
+    Array,
+    Memory,
+    Metrics,
+    Objective,
+    Params,
+    Phase,
+    PyTree,
+    State,
+    Variables,
+)
+from sleeplm.methods.adapters import in_adapters, with_adapters
+from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.dream import WRITER, as_writer, given, no_dreams, round_of
+from sleeplm.methods.dreams.write import Dreams
+from sleeplm.methods.objectives import language_model
+from sleeplm.models.transformer import Model
+
+
+def with_writer(params: Params, rank: int, key: Array) -> Params:
+    """``params`` with a dream writer that still writes as the learner itself does."""
+    return with_adapters(params, rank, key, WRITER)
+
+
+def of_writer(objective: Objective) -> Objective:
+    """The objective on the variables of the writer, so that gradients reach its adapters."""
+
+    def run(variables: Variables, memory: Memory) -> tuple[Array, Array, Metrics]:
+        return objective(as_writer(variables), memory)
+
+    return run
+
+
+def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
+    """One round of ReST^EM: dream, then fine-tune the writer on the accepted dreams.
+
+    ``repeat(rounds, reinforce(...))`` is the algorithm. The writer learns to write a dream behind
+    its context. Every fine-tuning has an optimiser of its own and, with ``config.writer_restarts``,
+    begins at the learner itself, as published; a round without accepted dreams leaves the writer
+    as it is, bit for bit. The private state is that of
+    :func:`~sleeplm.methods.dreams.dream.dream`: the round's accepted dreams.
+
+    Args:
+      parts: of :func:`~sleeplm.methods.dreams.dream.round_of`.
+
+    Raises:
+      ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).
+    """
+    run = round_of(model, config, **parts)
+    learn = consolidate(
+        given(),
+        of_writer(language_model(model)),
+        optax.adam(config.writer_learning_rate),
+        trainable=in_adapters(WRITER),
+        epochs=config.writer_epochs,
+    )
+
+    def init(params: Params, key: Array) -> Dreams:
+        del key
+        if WRITER not in params:
+            have = ", ".join(params)
+            raise ConfigError("params", have, "give the learner a writer: with_writer(params, ...)")
+        return no_dreams(config)
+
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        dream_key, learn_key = jax.random.split(key)
+        accepted, metrics = run(state.variables, batch, dream_key)
+        some = accepted.mask.any()
+        if config.writer_restarts:
+            fresh = with_writer(state.params, config.writer_rank, learn_key)
+            state = state.replace(params=tree.where(some, fresh, state.params))
+        state = state.replace(private=learn.init(state.params, learn_key))
+        state, learned = learn.step(state, accepted.written, learn_key)
+        metrics = {
+            **metrics,
+            "writer_loss": learned["loss"],
+            "writer_taught": (jnp.where(some, 1.0, 0.0), jnp.ones(())),
+        }
+        return state.replace(private=accepted), metrics
+
+    return Phase(init, step)

@@ -1,0 +1,178 @@
+"""Dreams are selected by their gradients (section 6, step 2).
+
+How a gradient becomes a number is not said in the paper. Offered are its norm, its alignment with
+the gradient of a reference batch, and a random number, which both have to beat.
+
+Dimension letters: m dreams, P trainable parameters, K numbers of a sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleeplm.core import checks, tree
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import Array, Memory, Objective, PyTree, Variables
+from sleeplm.methods.dreams.config import SCORES
+
+Trainable = Callable[[tuple], bool]
+
+
+def example_gradients(
+    objective: Objective,
+    variables: Variables,
+    memory: Memory,
+    *,
+    trainable: Trainable,
+    reduce: Callable[[PyTree], PyTree] = lambda gradient: gradient,
+    chunk: int = 4,
+) -> PyTree:
+    """The gradient of every row's mean loss, g = grad L_SFT(dream, theta), or what is made of it.
+
+    Args:
+      memory: m rows; the gradient of a row without weight is 0.
+      trainable: predicate on key paths: what gradients are taken of.
+      reduce: applied to each gradient, a tree in the shape of the parameters with None at all
+        others; with it no more than ``chunk`` gradients of P numbers ever stand in memory.
+      chunk: rows whose gradients are computed as one batch.
+
+    Returns:
+      What ``reduce`` returns, with m in front.
+    """
+    chosen, rest = tree.split(variables["params"], trainable)
+
+    def of_row(row: Memory) -> PyTree:
+        def loss(chosen: PyTree) -> Array:
+            return row_loss(objective, {**variables, "params": tree.merge(chosen, rest)}, row)
+
+        return reduce(jax.grad(loss)(chosen))
+
+    return jax.lax.map(of_row, memory, batch_size=chunk)
+
+
+def row_loss(objective: Objective, variables: Variables, row: Memory) -> Array:
+    """Mean loss over the tokens of one row (a memory without its batch dimension)."""
+    loss, weight, _ = objective(variables, jax.tree.map(lambda x: x[None], row))
+    return loss / jnp.maximum(weight, 1e-8)
+
+
+def mean_gradient(
+    objective: Objective, variables: Variables, memory: Memory, *, trainable: Trainable
+) -> PyTree:
+    """Mean of :func:`example_gradients` over the rows with weight, by one backward pass."""
+    chosen, rest = tree.split(variables["params"], trainable)
+    there = (memory.weights.sum(1) > 0).astype(jnp.float32)
+
+    def loss(chosen: PyTree) -> Array:
+        now = {**variables, "params": tree.merge(chosen, rest)}
+        losses = jax.vmap(lambda row: row_loss(objective, now, row))(memory)
+        return jnp.sum(losses * there) / jnp.maximum(there.sum(), 1.0)
+
+    return jax.grad(loss)(chosen)
+
+
+def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
+    """A random projection of trees to float32 [K] that keeps inner products, on average.
+
+    A count sketch (Charikar et al., 2002): every parameter goes to one of K sums, with a random
+    sign. The same key gives the same projection. It costs P additions, and no matrix [P, K].
+
+    Args:
+      size: K. key: the seed of the projection.
+    """
+
+    def project(gradient: PyTree) -> Array:
+        total = jnp.zeros((size,), jnp.float32)
+        for i, leaf in enumerate(jax.tree.leaves(gradient)):
+            bin_key, sign_key = jax.random.split(jax.random.fold_in(key, i))
+            bins = jax.random.randint(bin_key, (leaf.size,), 0, size)
+            sign = jax.random.rademacher(sign_key, (leaf.size,), jnp.float32)
+            total = total.at[bins].add(sign * leaf.reshape(-1).astype(jnp.float32))
+        return total
+
+    return project
+
+
+def cosine(a: PyTree, b: PyTree) -> Array:
+    """Cosine of two trees, float32; 0 where one is 0."""
+    dot = sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    norms = optax.global_norm(a) * optax.global_norm(b)
+    return jnp.where(norms > 0, dot / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def score(
+    kind: str,
+    objective: Objective,
+    variables: Variables,
+    memory: Memory,
+    key: Array,
+    *,
+    trainable: Trainable,
+    reference: Memory | None = None,
+    size: int = 0,
+    chunk: int = 4,
+) -> Array:
+    """float32 [m]: the higher, the sooner a dream is kept.
+
+    Args:
+      kind: one of :data:`~sleeplm.methods.dreams.config.SCORES`.
+      reference: what ``alignment`` compares with, see :func:`mean_gradient`.
+      key: of the sketch, and of random scores.
+      size: K of the :func:`sketch` that norms and cosines are taken of; 0: the whole gradient.
+
+    Raises:
+      ConfigError: another kind, or alignment without a reference.
+    """
+    checks.one_of("score", kind, SCORES)
+    if kind == "random":
+        return _uniform(key, len(memory.source))
+    project = sketch(size, key) if size else lambda gradient: gradient
+    target = None
+    if kind == "alignment":
+        if reference is None:
+            raise ConfigError("score", kind, "needs a reference batch to be aligned with")
+        target = project(mean_gradient(objective, variables, reference, trainable=trainable))
+
+    def number(gradient: PyTree) -> Array:
+        mine = project(gradient)
+        return optax.global_norm(mine) if target is None else cosine(mine, target)
+
+    return example_gradients(
+        objective, variables, memory, trainable=trainable, reduce=number, chunk=chunk
+    )
+
+
+def choose(scores: Array, mask: Array, k: int, b: int, key: Array) -> tuple[Array, Array]:
+    """The k best dreams, then b of the others at random, each of these with equal chance.
+
+    Args:
+      scores: [m]; one that is not a number counts as the lowest. mask: bool [m].
+
+    Returns:
+      int32 [k + b], all different; and bool [k + b], false where there are not so many dreams:
+      masked ones are never chosen.
+
+    Raises:
+      ConfigError: more than m, or none.
+    """
+    count = len(scores)
+    if not 1 <= k + b <= count or min(k, b) < 0:
+        raise ConfigError("keep + extra", k + b, f"choose between 1 and all {count} dreams")
+    lowest = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    ranking = jnp.lexsort((-lowest, ~mask))
+    rank = jnp.zeros((count,), jnp.int32).at[ranking].set(jnp.arange(count))
+    best = mask & (rank < k)
+    group = jnp.where(best, 0, jnp.where(mask, 1, 2))
+    order = jnp.lexsort((jnp.where(best, rank, _uniform(key, count)), group))
+    index = order[: k + b].astype(jnp.int32)
+    return index, group[index] < 2
+
+
+def _uniform(key: Array, count: int) -> Array:
+    """Random numbers [m], each the same however many there are."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    return jax.vmap(jax.random.uniform)(keys)

@@ -1,0 +1,90 @@
+"""Dreams are tried: each by a LoRA copy of its own, all at once (section 6, step 3).
+
+Dimension letters: T trials, B rows of one trial, L length, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleeplm.core.types import Array, Memory, Objective, Params, PyTree, Variables
+from sleeplm.methods.adapters import beside, fresh_adapters
+
+
+class Trial(NamedTuple):
+    """All that a trial has of its own: {"a", "b"} beside every matrix, and their moments."""
+
+    adapters: PyTree
+    moments: optax.OptState
+
+
+def begin(params: Params, update: optax.GradientTransformation, rank: int, key: Array) -> Trial:
+    """A trial before its first step: adapters that add nothing yet."""
+    adapters = fresh_adapters(params, rank, key)
+    return Trial(adapters, update.init(adapters))
+
+
+def attempt(
+    objective: Objective, update: optax.GradientTransformation, *, rank: int, steps: int
+) -> Callable[[Variables, Memory, Array], tuple[Trial, Array]]:
+    """One isolated copy that is fine-tuned: theta' = SFT(theta, dream), with LoRA.
+
+    Args:
+      objective: runs on variables with adapters :func:`~sleeplm.methods.adapters.beside` them.
+      update: over the adapters. rank: R. steps: taken on the same rows.
+
+    Returns:
+      ``(variables, memory [B, L], key) -> (trial, losses float32 [steps])``, losses before each
+      step, in nats per token. The key draws the adapters. A memory without weight moves nothing.
+    """
+    update = optax.with_extra_args_support(update)
+
+    def run(variables: Variables, memory: Memory, key: Array) -> tuple[Trial, Array]:
+        def loss_fn(adapters: PyTree) -> Array:
+            loss, weight, _ = objective(beside(variables, adapters), memory)
+            return loss / jnp.maximum(weight, 1e-8)
+
+        def step(trial: Trial, _: None) -> tuple[Trial, Array]:
+            loss, grads = jax.value_and_grad(loss_fn)(trial.adapters)
+            updates, moments = update.update(grads, trial.moments, trial.adapters)
+            return Trial(optax.apply_updates(trial.adapters, updates), moments), loss
+
+        start = begin(variables["params"], update, rank, key)
+        return jax.lax.scan(step, start, length=steps)
+
+    return run
+
+
+def attempts(
+    objective: Objective,
+    update: optax.GradientTransformation,
+    *,
+    rank: int,
+    steps: int,
+    at_once: int = 0,
+) -> Callable[[Variables, Memory, Array], tuple[Trial, Array]]:
+    """T trials: every array of the memory and of the result has T in front, keys are [T].
+
+    The variables are shared: mapped over are the adapters and their moments alone
+    (``tests/methods/test_dream_trials.py`` looks for copies in the compiled program). What one
+    more trial keeps is a :class:`Trial`; beside that it needs its activations.
+
+    Args:
+      at_once: trials of one batch; 0: all, 1: one after the other.
+    """
+    one = attempt(objective, update, rank=rank, steps=steps)
+
+    def run(variables: Variables, memory: Memory, keys: Array) -> tuple[Trial, Array]:
+        def with_key(pair: tuple[Memory, Array]) -> tuple[Trial, Array]:
+            return one(variables, *pair)
+
+        if at_once == 0:
+            return jax.vmap(with_key)((memory, keys))
+        return jax.lax.map(with_key, (memory, keys), batch_size=at_once)
+
+    return run

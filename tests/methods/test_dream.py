@@ -1,0 +1,281 @@
+"""A whole round of dreaming, and the writer's reinforcement: what comes out, and what stays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleeplm import testing
+from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.phase import consolidate, repeat
+from sleeplm.memory.levels import get_level, with_levels
+from sleeplm.memory.slots import open_all
+from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.dream import WRITER, dream, dreams, given, no_dreams, round_of
+from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
+from sleeplm.methods.dreams.rewards import agreement_reward
+from sleeplm.methods.objectives import language_model
+from sleeplm.methods.sleep import night
+from sleeplm.methods.update import optimizer
+
+pytestmark = pytest.mark.slow  # whole rounds take long to compile
+KEY = jax.random.key(8)
+
+
+def settings(**changes) -> DreamConfig:
+    brief = {"dreams": 6, "context_tokens": 6, "new_tokens": 4, "keep": 2, "extra": 2, "ngram": 2}
+    trial = {"rank": 2, "steps": 2, "learning_rate": 0.01, "memories": 3, "chunk": 3}
+    writer = {"writer_rank": 2, "writer_epochs": 2, "writer_learning_rate": 0.01}
+    return DreamConfig(**{**brief, **trial, **writer, **changes})
+
+
+@pytest.fixture(scope="module")
+def learning(tiny):
+    """A model and a learner with a writer, whose slow level has open experts."""
+    model = tiny.model()
+    state = tiny.learner(model, tiny.config())[1]
+    level, table = open_all(get_level(state.params, "slow"), jax.random.key(1), 0.0)
+    b = jax.random.normal(jax.random.key(2), level["experts"]["b"].shape)
+    level = {**level, "experts": {**level["experts"], "b": b}}
+    params = with_writer(with_levels(state.params, {"slow": level}), 2, jax.random.key(3))
+    return model, state.replace(params=params, slots={**state.slots, "slow": table})
+
+
+def light(**changes) -> DreamConfig:
+    """Rounds whose reward is the test's own: no gradients, nothing recalled, less to compile."""
+    return settings(**{"reward": "questions", "score": "random", **changes})
+
+
+def contexts(tiny, seed=0):
+    random = np.random.default_rng(seed)
+    tokens = random.integers(3, tiny.vocabulary, (3, 6)).astype(np.int32)
+    tokens[:, 0] = 1
+    length = np.array([6, 5, 4], np.int32)
+    tokens[np.arange(6) >= length[:, None]] = 0
+    return {"contexts": {"tokens": tokens, "length": length}, "today": np.int32(1)}
+
+
+def by_number(before, after, batch):
+    """Rewards by the sign of one number of the trial's adapters: about half are accepted."""
+    mine = after["params"]["blocks"]["attn"]["q"]["adapter"]["a"][0, 0, 0]
+    return (mine > 0).astype(jnp.float32), {"mine": (mine, jnp.ones(()))}
+
+
+def always(before, after, batch):
+    return jnp.ones(()), {}
+
+
+def once(learning, batch, config, key=KEY, **parts):
+    model, state = learning
+    return jax.jit(round_of(model, config, **parts))(state.variables, batch, key)
+
+
+def test_accepted_dreams_have_weight_and_the_others_none(tiny, learning):
+    found, metrics = once(learning, contexts(tiny), settings(), reward=by_number)
+    accepted = np.asarray(found.told.reward)
+    assert set(accepted) == {0.0, 1.0}
+    np.testing.assert_array_equal(np.asarray(found.mask), accepted > 0)
+    np.testing.assert_array_equal(found.written.reward, accepted)
+    assert metrics["accepted"] == (accepted.sum(), 4)
+    assert metrics["trial_last"][0] < metrics["trial_first"][0]
+    assert {"unique", "length", "copied", "score", "mine"} < metrics.keys()
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), found)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), no_dreams(settings()))
+    alone = settings(alone=True)
+    shapes = jax.eval_shape(lambda: once(learning, contexts(tiny), alone, reward=by_number)[0])
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, no_dreams(alone))
+
+
+def test_agreement_alone_judges_if_there_is_no_task(tiny, learning):
+    def reward(before, after, batch):
+        judge = agreement_reward(learning[0], margin=batch["margin"], worse=99.0)
+        return judge(before, after, batch)
+
+    model, state = learning
+    run = jax.jit(round_of(model, settings(score="norm"), reward=reward))
+    free, metrics = run(state.variables, {**contexts(tiny), "margin": -99.0}, KEY)
+    none, told = run(state.variables, {**contexts(tiny), "margin": 99.0}, KEY)
+    assert metrics["accepted"][0] == metrics["accepted"][1] == 4 and free.mask.all()
+    assert told["accepted"] == (0, 4) and not none.mask.any()
+    np.testing.assert_array_equal(none.told.tokens, free.told.tokens)
+    assert told["lift_held"][1] == told["lift_memories"][1] == 4
+
+
+def test_with_questions_contexts_are_written_from_whole(tiny, learning):
+    cues = tiny.cues(3, 0, 4)
+    answers = np.full((4, 2), 7, np.int32)
+    answers[:, 1] = tiny.eos
+    questions = {"prompts": cues["tokens"], "lengths": cues["length"], "answers": answers}
+    batch = {**contexts(tiny), "questions": questions}
+    found, metrics = once(learning, batch, settings(reward="questions", margin=-99.0))
+    assert found.mask.all() and metrics["lift_logp"][1] == 4
+    rows = {tuple(row[:n]) for row, n in zip(*batch["contexts"].values(), strict=True)}
+    starts = np.argmax(np.asarray(found.written.weights) > 0, 1)
+    for tokens, start in zip(np.asarray(found.written.tokens), starts, strict=True):
+        assert tuple(tokens[:start]) in rows
+
+
+def test_contexts_of_no_length_change_nothing(tiny, learning):
+    model, state = learning
+    batch = contexts(tiny)
+    tokens, length = batch["contexts"].values()
+    none = np.zeros(2, np.int32)
+
+    def padded(junk, order):
+        both = np.concatenate([tokens, np.full((2, 6), junk, np.int32)])
+        lengths = np.concatenate([length, none])
+        return {**batch, "contexts": {"tokens": both[order], "length": lengths[order]}}
+
+    run = jax.jit(round_of(model, settings()))
+    want = run(state.variables, padded(9, [0, 1, 2, 3, 4]), KEY)
+    got = run(state.variables, padded(7, [3, 0, 1, 4, 2]), KEY)
+    assert want[1]["accepted"][1] == 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
+
+
+def test_trials_a_few_at_once_give_the_same_round(tiny, learning):
+    want = once(learning, contexts(tiny), light(), reward=by_number)
+    got = once(learning, contexts(tiny), light(at_once=2), reward=by_number)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+def test_the_writer_writes_and_the_plain_learner_is_tried(tiny, learning):
+    model, state = learning
+    loud = jax.tree.map(lambda x: x + 0.5, state.params[WRITER])
+    other = state.replace(params={**state.params, WRITER: loud})
+    seen = []
+
+    def spy(before, after, batch):
+        seen.append(after["params"])
+        return jnp.ones(()), {}
+
+    plain, _ = once(learning, contexts(tiny), light(), reward=spy)
+    written, _ = once((model, other), contexts(tiny), light(), reward=spy)
+    assert (np.asarray(plain.written.tokens) != np.asarray(written.written.tokens)).any()
+    ranks = {x.shape[-1] for x in [p["blocks"]["attn"]["q"]["adapter"]["a"] for p in seen]}
+    assert ranks == {settings().rank}
+
+
+def test_a_round_keeps_the_laws(tiny, learning):
+    model, state = learning
+    make = lambda axis_name=None: dream(model, settings(), reward=by_number)  # noqa: E731
+    batches = [contexts(tiny, seed) for seed in range(2)]
+    testing.jitted_equals_eager(make, state, batches[:1])
+    testing.traces_once(make, state, batches)
+    testing.vmapped_seeds_equal_a_loop(make, state, batches[0])
+    testing.frozen_stay_frozen(make, state, batches, ["params", "slots", "anchors", "cues"])
+
+
+# --- learning what was dreamt --------------------------------------------------------------------
+
+
+def test_a_kept_round_is_learned_as_the_extraction_of_the_same_round_is(tiny, learning):
+    model, state = learning
+    config, batch = light(), contexts(tiny)
+    update = optimizer(dataclasses.replace(tiny.config(), optimizer="sgd", learning_rate=0.1))
+    task = language_model(model, chunk=8)
+    at_once = consolidate(dreams(model, config, reward=by_number), task, update)
+    first = state.replace(private=at_once.init(state.params, KEY))
+    want, _ = jax.jit(at_once.step)(first, batch, KEY)
+
+    phase, learn = dream(model, config, reward=by_number), consolidate(given(), task, update)
+    dreamt = state.replace(private=phase.init(state.params, KEY))
+    dreamt, _ = jax.jit(phase.step)(dreamt, batch, KEY)
+    second = dreamt.replace(private=learn.init(state.params, KEY))
+    got, _ = jax.jit(learn.step)(second, dreamt.private.told, KEY)
+    assert tree.differing(want.params, state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got.params, want.params
+    )
+
+
+def test_a_night_can_put_dreams_into_a_fresh_expert(tiny, learning):
+    model, state = learning
+    closed = state.replace(slots=model.init_slots())
+    sleep = tiny.config(updates=2, inner=1, epochs=2, alpha=1.0, learning_rate=0.05)
+    extract = dreams(model, light(), reward=always)
+    parts = night(model, sleep, "fast", "slow", extract=extract, objective=language_model(model))
+    now = closed.replace(private=parts.seed.init(state.params, KEY))
+    batch = {**contexts(tiny), "rows": np.zeros((1, 1), np.int32), "today": np.int32(1)}
+    for step in (parts.begin, parts.seed.step, parts.end):
+        now, metrics = jax.jit(step)(now, batch, KEY)
+    assert now.slots["slow"].active.tolist() == [True, False, False]
+    assert metrics["rolled_back"][0] == 0 and int(now.counters["nights"]) == 1
+    moved = tree.differing(get_level(now.params, "slow"), get_level(closed.params, "slow"))
+    assert {name.split("'")[1] for name in moved} == {"experts", "router"}
+
+
+# --- reinforcement -------------------------------------------------------------------------------
+
+
+def reinforced(learning, batch, config, reward=by_number, rounds=1):
+    model, state = learning
+    phase = repeat(rounds, reinforce(model, config, reward=reward))
+    state = state.replace(private=phase.init(state.params, KEY))
+    batches = jax.tree.map(lambda x: np.stack([x] * rounds), batch)
+    return jax.jit(phase.step)(state, batches, KEY)
+
+
+def test_only_the_writers_adapters_move_and_every_memory_keeps_its_bits(tiny, learning):
+    state = learning[1]
+    after, metrics = reinforced(learning, contexts(tiny), light(), rounds=2)
+    before = {n: x for n, x in state.params.items() if n != WRITER}
+    assert not tree.differing({n: x for n, x in after.params.items() if n != WRITER}, before)
+    for part in ("slots", "anchors", "cues"):
+        assert not tree.differing(getattr(after, part), getattr(state, part))
+    assert tree.differing(after.params[WRITER], state.params[WRITER])
+    assert metrics["writer_taught"][1] == 2 and metrics["accepted"][1] == 8
+
+
+def test_learners_side_by_side_are_reinforced_as_each_is_alone(tiny, learning):
+    model, state = learning
+    make = lambda axis_name=None: reinforce(model, light(), reward=by_number)  # noqa: E731
+    testing.vmapped_seeds_equal_a_loop(make, state, contexts(tiny))
+
+
+def test_the_writer_becomes_more_likely_to_write_what_was_accepted(tiny, learning):
+    config = light(writer_epochs=12, writer_restarts=False)
+    model = learning[0]
+    after, _ = reinforced(learning, contexts(tiny), config)
+    loss = jax.jit(lambda p: of_writer(language_model(model, 8))(
+        {**after.variables, "params": p}, after.private.written)[0])  # fmt: skip
+    assert loss(after.params) < loss(learning[1].params) - 0.1
+
+
+def test_a_round_without_reward_leaves_the_writer_bit_for_bit(tiny, learning):
+    never = lambda before, after, batch: (jnp.zeros(()), {})  # noqa: E731
+    after, metrics = reinforced(learning, contexts(tiny), light(), reward=never)
+    assert not tree.differing(after.params, learning[1].params)
+    assert metrics["writer_taught"] == (0, 1)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_writer_that_restarts_forgets_the_rounds_before(tiny, learning, restarts):
+    model, state = learning
+    moved = jax.tree.map(lambda x: x * 3 + 1.0, state.params[WRITER])
+    other = (model, state.replace(params={**state.params, WRITER: moved}))
+    config = light(writer_restarts=restarts)
+    after, _ = reinforced(other, contexts(tiny), config, reward=always)
+    named = jax.tree_util.tree_leaves_with_path(after.params[WRITER])
+    b = max(float(jnp.abs(x).max()) for path, x in named if path[-1].key == "b")
+    assert (b < 0.1) == restarts
+
+
+def test_a_learner_without_a_writer_cannot_be_reinforced(learning):
+    model, state = learning
+    params = {name: x for name, x in state.params.items() if name != WRITER}
+    with pytest.raises(ConfigError, match="with_writer"):
+        reinforce(model, settings()).init(params, KEY)
+
+
+def test_a_learner_without_cues_is_asked_for_no_memories(tiny, learning):
+    model, state = learning
+    bare = state.replace(cues=())
+    with pytest.raises(ConfigError, match=r"dream\.memories = 3: this learner keeps no cues"):
+        once((model, bare), contexts(tiny), settings())
+    once((model, bare), contexts(tiny), settings(memories=0))
