@@ -86,9 +86,9 @@ def get_quick_config(world: str = "atlas") -> RetentionConfig:
         facts_per_day=4,
         night_facts=4,
         exam_pretrain=4,
-        exam_per_day=0 if world == "atlas" else 8,
+        exam_per_day=min(config.exam_per_day, 8),
         general_tokens=512,
         arms=["sleep", "wake_only"],
-        day=dataclasses.replace(config.day, steps=CHUNK, epochs=3.0 if world == "atlas" else 0.0),
+        day=dataclasses.replace(config.day, steps=CHUNK),
         sleep=dataclasses.replace(config.sleep, updates=32, rows=2),
     )

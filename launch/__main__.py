@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.trials import TRIALS
+from sleeplm.cli import OneLineParser
 from sleeplm.core.errors import SleepError
 
 DESCRIPTION = """\
@@ -27,16 +28,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main_parser = _Parser(
+    main_parser = OneLineParser(
         prog="python -m launch",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -50,7 +50,7 @@ FLAGS_OF = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main_parser = _Parser(
+    main_parser = OneLineParser(
         prog="sleeplm",
         description=DESCRIPTION,
         epilog=EXAMPLES,

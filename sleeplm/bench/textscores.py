@@ -106,16 +106,11 @@ def answer_text(tokenizer: Any, row: Sequence[int]) -> str:
     """
     tokens = [int(token) for token in row]
     turn = list(tokenizer.turns.end)
-    ends = [tokens.index(s) for s in (tokenizer.eos, *_stops(tokenizer)) if s in tokens]
+    ends = [tokens.index(s) for s in tokenizer.stops if s in tokens]
     if turn:
         starts = range(len(tokens) - len(turn) + 1)
         ends += [i for i in starts if tokens[i : i + len(turn)] == turn][:1]
     return first_line(tokenizer.decode(tokens[: min(ends, default=len(tokens))]))
-
-
-def _stops(tokenizer: Any) -> tuple[int, ...]:
-    """Other ends of generation, which a published tokenizer has."""
-    return getattr(tokenizer, "stops", ())
 
 
 def _texts_of(material: Material, rows: np.ndarray) -> list[str]:

@@ -51,6 +51,11 @@ class Tokenizer:
         return EOS
 
     @property
+    def stops(self) -> tuple[int, ...]:
+        """Every token at which generation ends."""
+        return (EOS,)
+
+    @property
     def vocab_size(self) -> int:
         return self.bpe.get_vocab_size() + _OFFSET
 

@@ -299,7 +299,7 @@ def kept_in_anchor(config: SleepConfig) -> tuple[str, ...]:
     """Parts of the receiver that an anchor has to keep for teachers and rollback."""
     if config.into == "base":
         return BASE
-    return POOL if config.into == "pool" or config.pool != "refuse" else ()
+    return POOL if config.into == "pool" or config.merges else ()
 
 
 def forget_moments(state: State, update: optax.GradientTransformation, pair, into: str) -> PyTree:
