@@ -78,7 +78,7 @@ def get_config(world: str = "atlas") -> RetentionConfig:
 
 
 def get_quick_config(world: str = "atlas") -> RetentionConfig:
-    """Two short days and nights without controls: to see it work."""
+    """Two short days and nights: to see it run. Its nights are too short to keep a day."""
     config = get_config(world)
     return dataclasses.replace(
         config,
