@@ -2,6 +2,7 @@
 
     python -m sleeplm.bench.peers            # decoding at batch 1 and 32, and a training step
     python -m sleeplm.bench.peers --rounds 5 --batches 1 8 32
+    python -m sleeplm.bench.peers --llama-cpp         # decoding there too, with 4-bit weights
 
 Both run the same weights (SmolLM2 from its package, float32) on as many threads as the process may
 use cores, greedily, from prompts of 16 tokens. They take turns, so that whatever else runs here
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleeplm.bench.llama_cpp import decoder, llama_cpp
 from sleeplm.core.types import Array, Params, Variables
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.extract import wake_batch
@@ -45,16 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--new", type=int, default=48, help="tokens written after each prompt")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rows", type=int, default=4, help="rows of 128 tokens of a training step")
+    parser.add_argument("--llama-cpp", action="store_true", help="decode with llama.cpp too")
     options = parser.parse_args(arguments)
     found = find_backbone(SMOLLM2, max_len=128 + options.new)
     model, params = Model(found.config), found.load(found.config)
     theirs = reference(model)
     variables = {"params": params, "slots": model.init_slots()}
+    server = llama_cpp(PROMPT + options.new, max(options.batches)) if options.llama_cpp else None
     rng = np.random.default_rng(0)
     print(f"{len(os.sched_getaffinity(0))} cores, medians of {options.rounds}")
     for batch in options.batches:
         tokens = rng.integers(3, model.config.vocab_size, (batch, PROMPT))
-        seconds = in_turns(decoders(model, variables, theirs, tokens, options.new), options.rounds)
+        ways = decoders(model, variables, theirs, tokens, options.new)
+        if server is not None:
+            ways["llama.cpp, 4-bit weights"] = decoder(server, tokens, options.new)
+        seconds = in_turns(ways, options.rounds)
         rates = {name: batch * options.new / s for name, s in seconds.items()}
         _tell(f"decode, batch {batch}", rates, "tokens/s")
     tokens = rng.integers(3, model.config.vocab_size, (options.rows, 128))
