@@ -27,5 +27,5 @@ def get_config(when: str = "surprise") -> RetentionConfig:
         world_seed=UNSEEN,
         seeds=3,
         arms=["sleep"],
-        schedule=ScheduleConfig(when=when, nights=len(SIZES) if when != "clock" else 0),
+        schedule=ScheduleConfig(when=when, nights=len(SIZES)),
     )

@@ -12,11 +12,14 @@ import numpy as np
 
 from sleeplm.bench.nights import Nights, side_by_side, with_counters
 from sleeplm.bench.streams import StackedStreams
+from sleeplm.bench.timetable import nights_of
+from sleeplm.core import tree
 from sleeplm.core.phase import Phase, repeat
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.methods.config import SleepConfig
-from sleeplm.methods.learner import AT_DAYS_END, Learner
+from sleeplm.methods.learner import Learner
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.methods.sleep import Step
 from sleeplm.runtime.lifecycle import Moment
 
@@ -31,17 +34,18 @@ class Life:
       learner: its pure functions. sleep: settings of the night.
       streams: the days' batches. steps: wake steps of each day. chunk: of them per compiled call.
       shares: how long each day's night is, of the usual one; empty: all alike.
-      cues: per day {"tokens" [E, n, C], "length" [E, n]}; before: those known before the first
-        day. Not used by learners that write their own.
+      cues: per day {"tokens" [E, n, C], "length" [E, n]}, offered when it begins to be read, and
+        again after a night within it; before: those known before the first day. Not used by
+        learners that write their own.
       examine: ``(state of one learner, paper) -> {name: array}``.
       score: what goes into the metrics instead, of all learners and on the host; None: as it is.
       paper: ``day -> pytree`` of the exam after that day.
       night_batch: {"archive": raw texts} for nights that replay them, {"reader"} for those that are
         judged, or {}.
       judge: of imitations, for all learners, or None; see :func:`sleeplm.methods.rewards.ask`.
-      day_end: nights follow days, however long these were, instead of the clock.
+      schedule: when to sleep.
       look: step that sets ``counters["asleep"]`` before the next batch is absorbed
-        (:func:`sleeplm.methods.schedule.look`), or None to sleep by the clock.
+        (:func:`sleeplm.methods.schedule.look`), or None where the schedule is known beforehand.
       probe: the same as ``examine``, asked once at the end of life, or None.
     """
 
@@ -55,7 +59,7 @@ class Life:
     examine: Callable[[State, PyTree], dict[str, Array]]
     paper: Callable[[int], PyTree]
     night_batch: PyTree = dataclasses.field(default_factory=dict)
-    day_end: bool = False
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     look: Step | None = None
     probe: Callable[[State, PyTree], dict[str, Array]] | None = None
     shares: Sequence[float] = ()
@@ -75,22 +79,28 @@ class Life:
             Nights(rest, self.sleep, self.night_batch, own, certain, self.judge)
             for rest in self.learner.rests
         ]
+        self._due = [self._known(rest.every) for rest in self.learner.rests]
         self._send = side_by_side(_send_to_sleep)
         if self.look is not None:
             self._watch = side_by_side(self.look)
         self._examine = jax.jit(for_each(self.examine))
         self._offer = side_by_side(_filed(self.learner.remember))
+        self._offer_again = side_by_side(_unless_there(_filed(self.learner.remember)))
+        self._has_cues = jax.jit(for_each(_has_cues_of_today))
         self._moments: list[Moment] = []
         if self._nights:
             self._cues_before()
             self._nights_before()
         step = 0
         for day, steps in enumerate(self.steps):
-            if self._nights and own is None:
-                self._remember(self.cues[day], day, f"day {day + 1} cues")
-            for _ in range(steps // self.chunk):
+            for i in range(steps // self.chunk):
                 if self.look is not None:
                     self._maybe_sleep(day, last=False)
+                if self._nights and own is None:
+                    if i == 0:
+                        self._remember(self.cues[day], day, f"day {day + 1} cues")
+                    elif self.look is not None or step in self._due[0]:
+                        self._remember_again(day)
                 self._wake(wake, day, step)
                 step += self.chunk
                 if step == sum(self.steps[: day + 1]):
@@ -131,6 +141,18 @@ class Life:
 
         self._add(label, {"event": "cues", "day": day}, run, cost=0)
 
+    def _remember_again(self, day: int) -> None:
+        """What is still being read of a day after a night within it belongs to the next night."""
+        number, shared, cues = len(self._moments), {"day": np.int32(day)}, self.cues[day]
+
+        def run(state: State):
+            if bool(jnp.all(self._has_cues(state))):
+                return state, None
+            return self._offer_again(state, cues, shared, number)
+
+        label = f"day {day + 1} cues again"
+        self._add(label, {"event": "cues", "day": day, "again": True}, run, cost=0)
+
     def _wake(self, wake: Callable, day: int, step: int) -> None:
         number, last = len(self._moments), step + self.chunk
         first = sum(self.steps[:day])
@@ -143,8 +165,8 @@ class Life:
 
     def _sleep_where_due(self, day: int, step: int) -> None:
         """Nights after ``step`` wake steps, where nobody has to be asked."""
-        for night in self._nights if self.look is None else ():
-            if self._is_due(night, day, step):
+        for night, due in zip(self._nights, self._due, strict=True):
+            if step in due:
                 number = len(self._moments)
                 self._add("falling asleep", {}, self._sending(number), cost=0)
                 label = f"night {day + 1}/{self.days}"
@@ -152,16 +174,15 @@ class Life:
                 share = self.shares[day] if self.shares and night is self._nights[0] else 1.0
                 self._moments += night.moments(label, day, len(self._moments), share)
 
+    def _known(self, every: int) -> list[int]:
+        """Wake steps after which a pair's nights are due, as far as that is known beforehand."""
+        if self.look is not None:
+            return []
+        fastest = self.learner.rests[0].every
+        return nights_of(self.schedule, self.steps, self.chunk, every, fastest)
+
     def _sending(self, number: int) -> Callable:
         return lambda state: self._send(state, {}, {}, number)
-
-    def _is_due(self, night: Nights, day: int, step: int) -> bool:
-        every, ends = night.rest.every, step == sum(self.steps[: day + 1])
-        if every == AT_DAYS_END:
-            return ends
-        if self.day_end:
-            return ends and (day + 1) % (every // self._nights[0].rest.every) == 0
-        return step % every == 0
 
     def _maybe_sleep(self, day: int, last: bool) -> None:
         """A look at the next batch, and a night for those whom it sends to sleep."""
@@ -203,6 +224,20 @@ def _filed(remember: Step) -> Step:
     def run(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         day = jnp.where(batch["day"] < 0, BEFORE, state.counters["today"])
         return remember(state, {**batch, "today": day}, key)
+
+    return run
+
+
+def _has_cues_of_today(state: State) -> Array:
+    return jnp.any(state.cues.day == state.counters["today"])
+
+
+def _unless_there(offer: Step) -> Step:
+    """Offers cues to those only who have none of today."""
+
+    def run(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        there, (offered, metrics) = _has_cues_of_today(state), offer(state, batch, key)
+        return tree.where(there, state, offered), metrics
 
     return run
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, JointStream, StackedStreams
 from sleeplm.bench.textscores import TextScores
+from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import is_labelled
 from sleeplm.core.phase import scope
 from sleeplm.core.types import Array, Params, Phase, PyTree, State
@@ -79,18 +82,8 @@ class Bench:
 
     @functools.cached_property
     def steps(self) -> list[int]:
-        """Wake steps of each day, the same for all learners: by how much there is to read."""
-        day = self.config.day
-        if day.epochs:
-            batches = [
-                [batches_per_epoch(texts, day.batch, day.length) for texts in material.days]
-                for material in self.materials
-            ]
-            steps = day.epochs * np.mean(batches, axis=0)
-        else:
-            texts = np.array([[len(texts) for texts in m.days] for m in self.materials]).mean(0)
-            steps = day.steps * texts / texts.mean()
-        return [day.chunk * max(round(float(n) / day.chunk), 1) for n in steps]
+        """Wake steps of each day, the same for all learners."""
+        return steps_of(self.config, self.materials)
 
     @functools.cached_property
     def shares(self) -> list[float]:
@@ -104,6 +97,21 @@ class Bench:
             return []
         days = [[len({d.fact for d in day}) for day in m.curriculum.days] for m in self.materials]
         return [float(facts) / usual for facts in np.mean(days, axis=0)]
+
+
+def steps_of(config: Any, materials: Sequence[Material]) -> list[int]:
+    """Wake steps of each day, the same for all learners: by how much there is to read."""
+    day = config.day
+    if day.epochs:
+        batches = [
+            [batches_per_epoch(texts, day.batch, day.length) for texts in material.days]
+            for material in materials
+        ]
+        steps = day.epochs * np.mean(batches, axis=0)
+    else:
+        texts = np.array([[len(texts) for texts in m.days] for m in materials]).mean(0)
+        steps = day.steps * texts / texts.mean()
+    return [day.chunk * max(round(float(n) / day.chunk), 1) for n in steps]
 
 
 def learners_of(config: Any) -> list[Any]:
@@ -167,7 +175,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         paper=_papers(bench, arm),
         night_batch=_night_batch(bench, arm),
         judge=bench.judge if _is_judged(arm) else None,
-        day_end=config.schedule.when == "day_end",
+        schedule=config.schedule,
         shares=bench.shares if arm.follows_schedule else (),
         look=watch and scope(watch.step, "schedule"),
         probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
@@ -235,11 +243,12 @@ def _examine(arm: Arm, said: bool) -> Any:
 
 def _night_a_day(bench: Bench, arm: Arm) -> bool:
     """Whether every day has a night of its own: else no expert is the expert of a day."""
-    if not arm.follows_schedule or bench.config.schedule.when in ("surprise", "fill"):
+    schedule, steps = bench.config.schedule, bench.steps
+    if not arm.follows_schedule or schedule.when in ("surprise", "fill"):
         return False
     every = arm.learner.rests[0].every
-    at_days_end = bench.config.schedule.when == "day_end"
-    return at_days_end or all(steps == every for steps in bench.steps)
+    nights = nights_of(schedule, steps, bench.config.day.chunk, every, every)
+    return nights == list(itertools.accumulate(steps))
 
 
 def _probe(arm: Arm) -> Any:

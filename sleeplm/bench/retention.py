@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,13 +21,14 @@ from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, buil
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
-from sleeplm.bench.lives import Bench, learners_of, live
+from sleeplm.bench.lives import Bench, learners_of, live, steps_of
 from sleeplm.bench.material import check_world, cut_asleep, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.bench.textscores import NAMES, text_scores
+from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
@@ -189,21 +191,25 @@ class RetentionConfig:
                     level.night,
                     f"use a multiple of day.chunk ({self.day.chunk})",
                 )
-        if not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
-            check_nights(self, days)
+        known = self.schedule.when == "day_end" or not self.day.epochs  # else from what is read
+        if known and not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
+            check_nights(self, [self.day.steps] * days)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
         return _job(self, run)
 
 
-def check_nights(config: RetentionConfig, days: int) -> None:
+def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
     """Checks that there are nights, and slots for what they bring.
+
+    Args:
+      steps: wake steps of each day.
 
     Raises:
       ConfigError: there are none, or too few.
     """
-    levels = config.model.levels
+    levels, schedule = config.model.levels, config.schedule
     pairs = [i for i, level in enumerate(levels) if level.night]
     checks.require(
         bool(pairs),
@@ -211,16 +217,15 @@ def check_nights(config: RetentionConfig, days: int) -> None:
         [level.name for level in levels],
         "give one level a night, or leave out the arms that sleep",
     )
-    asked = config.schedule.when in ("surprise", "fill")
+    asked = schedule.when in ("surprise", "fill")
     remedy = "give one level only a night: by surprise or fill, one pair sleeps"
-    checks.require(not asked or len(pairs) == 1, "schedule.when", config.schedule.when, remedy)
-    at_days_end = config.schedule.when == "day_end"
-    steps = days * (levels[pairs[0]].night if at_days_end else config.day.steps)
+    checks.require(not asked or len(pairs) == 1, "schedule.when", schedule.when, remedy)
+    fastest = levels[pairs[0]].night
     for i in pairs:
         fast, slow = levels[i], levels[i + 1]
-        nights = (min(slow.night, steps) if slow.night else steps) // fast.night
-        if asked and config.schedule.nights:
-            nights = config.schedule.nights
+        nights = len(nights_of(schedule, steps, config.day.chunk, fast.night, fastest))
+        if slow.night:  # which empties it
+            nights = min(nights, slow.night // fast.night)
         checks.require(
             nights <= slow.slots or config.sleep.pool != "refuse",
             f"model.levels[{i + 1}].slots",
@@ -244,6 +249,8 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     materials = [prepare(one) for one in learners]
     paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
     arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
+    if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
+        check_nights(config, steps_of(config, materials))
     run.claim()
     world = materials[0].curriculum
     run.say(

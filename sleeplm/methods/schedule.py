@@ -37,7 +37,8 @@ class ScheduleConfig:
       ratio: of loss to forecast. decay: of the running forecast, per look.
       most: root mean square of a parameter's way since dawn.
       shortest, longest: wake steps between two nights, at least and at most (0: no limit).
-      nights: of the whole life, the one at its end included; 0: no limit.
+      nights: of the whole life, the one at its end included: by the clock as many, evenly spaced,
+        by surprise and fill at most; 0: no limit.
     """
 
     when: str = "clock"

@@ -14,9 +14,12 @@ from sleeplm.bench.life import Life
 from sleeplm.core.errors import PoolFullError
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.learner import learner
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import Run, Stage
+
+DAY_END = ScheduleConfig("day_end")
 
 
 @dataclasses.dataclass
@@ -116,7 +119,7 @@ def test_the_agenda_of_two_levels_is_day_exam_night_exam(tiny):
 
 def test_a_night_is_as_long_as_its_days_share_and_never_empty(tiny):
     config = tiny.config()  # two extractions of two updates
-    life, _ = life_of(tiny, tiny.model(), config, days=3, shares=(2.6, 1.0, 0.1), day_end=True)
+    life, _ = life_of(tiny, tiny.model(), config, days=3, shares=(2.6, 1.0, 0.1), schedule=DAY_END)
     blocks = [m.record["day"] for m in life.agenda() if m.record.get("event") == "seed"]
     assert [blocks.count(day) for day in range(3)] == [5, 2, 1]
 
@@ -124,7 +127,7 @@ def test_a_night_is_as_long_as_its_days_share_and_never_empty(tiny):
 @pytest.mark.slow
 def test_the_learning_rate_falls_over_as_many_updates_as_the_night_has(tiny):
     config = brief(tiny, rollback=0.0)
-    life, state = life_of(tiny, tiny.model(), config, days=2, shares=(3.0, 1.0), day_end=True)
+    life, state = life_of(tiny, tiny.model(), config, days=2, shares=(3.0, 1.0), schedule=DAY_END)
     seen = []
     for moment in life.agenda():
         state, _ = moment.run(state)
@@ -142,8 +145,9 @@ def test_three_levels_sleep_each_at_its_own_pace_fastest_first(tiny):
     life, _ = life_of(tiny, tiny.model(levels), tiny.config(), days=2)
     fast = ["begins", "seed fast", "seed_end fast"]
     middle = ["begins", "seed middle", "seed_end middle"]
-    first = ["cues", "wake", *fast, "wake", "exam dusk", *fast, "exam dawn"]
-    second = ["cues", "wake", *fast, "wake", "exam dusk", *fast, *middle, "exam dawn"]
+    # After a night within a day its cues are offered again.
+    first = ["cues", "wake", *fast, "cues", "wake", "exam dusk", *fast, "exam dawn"]
+    second = ["cues", "wake", *fast, "cues", "wake", "exam dusk", *fast, *middle, "exam dawn"]
     assert outline(life.agenda()) == ["cues", *first, *second]
 
 

@@ -14,6 +14,7 @@ from sleeplm.bench.life import Life
 from sleeplm.bench.lives import life_of as life_of_arm
 from sleeplm.bench.streams import DayStreams, StackedStreams
 from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import scope
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.learner import learner
@@ -62,7 +63,7 @@ def life_of(tiny, **schedule):
         private = {**state.private, "schedule": watch.init(state.params, key)}
         return jax.tree.map(lambda x: x[None], state.replace(private=private))
 
-    cues = [{k: v[None] for k, v in tiny.cues(0, d).items() if k != "today"} for d in range(4)]
+    cues = [{k: v[None] for k, v in tiny.cues(d, d).items() if k != "today"} for d in range(4)]
     streams = [DayStreams([topic(day) for day in range(4)], batch=4, length=12, seed=0)]
     life = Life(
         learner=functions,
@@ -153,6 +154,46 @@ def test_by_surprise_nights_fall_where_the_topic_changes_and_at_the_end(whole):
     assert min(changes) > 1.5 > max(inside)
 
 
+def filed(state, night: int) -> set[tuple[int, ...]]:
+    """The cues that are filed under a night, of the only learner."""
+    cues = jax.tree.map(lambda x: np.asarray(x[0]), state.cues)
+    return {tuple(row) for row in cues.tokens[cues.day == night].tolist()}
+
+
+def offered(tiny, *days: int) -> set[tuple[int, ...]]:
+    return {tuple(row) for day in days for row in tiny.cues(day, day)["tokens"].tolist()}
+
+
+def test_cues_of_a_day_are_told_in_the_night_after_it_and_not_in_the_one_before(tiny, whole):
+    place, state = whole
+    for night in range(len(STEPS)):
+        assert set() < filed(state, night) <= offered(tiny, night)
+    assert not any(line.get("again") for line in place.lines("cues"))
+
+
+@pytest.fixture(scope="module")
+def hasty(tiny, tmp_path_factory):
+    """A life to which every look is a surprise, but of three nights, and its last state."""
+    life, newborn = life_of(tiny, ratio=0.01, nights=3)
+    directory = tmp_path_factory.mktemp("hasty") / "run"
+    place = Place(directory, life.agenda(), newborn, life.streams)
+    return place, place.live()
+
+
+def test_a_budget_of_nights_is_never_exceeded_and_the_last_one_ends_the_life(hasty):
+    place, state = hasty
+    assert place.nights() == [2, 4, sum(STEPS)]
+    assert sum(line["sleeps"][0] for line in place.lines("look")) == 3
+    assert state.counters["nights"].tolist() == [3]
+
+
+def test_what_is_still_read_of_a_day_after_a_night_within_it_is_told_in_the_next(tiny, hasty):
+    place, state = hasty  # whose first day has five steps, and nights after two and four
+    for night, days in enumerate([(0,), (0,), range(len(STEPS))]):
+        assert set() < filed(state, night) <= offered(tiny, *days)
+    assert [line["day"] for line in place.lines("cues") if line.get("again")] == [0, 0]
+
+
 def test_what_is_looked_at_is_what_is_read_next_and_is_not_taken():
     days = [topic(day) for day in range(4)]
     streams, others = (
@@ -166,16 +207,6 @@ def test_what_is_looked_at_is_what_is_read_next_and_is_not_taken():
         jax.tree.map(np.testing.assert_array_equal, taken, unseen)
         for name, batch in seen.items():
             np.testing.assert_array_equal(batch, taken[name][:, 0])
-
-
-def test_a_budget_of_nights_is_never_exceeded_and_the_last_one_ends_the_life(tiny, tmp_path):
-    always = {"ratio": 0.01, "nights": 3}  # every look is a surprise
-    life, newborn = life_of(tiny, **always)
-    place = Place(tmp_path / "run", life.agenda(), newborn, life.streams)
-    state = place.live()
-    assert place.nights() == [2, 4, sum(STEPS)]
-    assert sum(line["sleeps"][0] for line in place.lines("look")) == 3
-    assert state.counters["nights"].tolist() == [3]
 
 
 def test_a_life_by_surprise_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
@@ -230,13 +261,24 @@ def cascade(tiny):
 def test_at_days_end_one_night_follows_every_day_however_long(tiny, cascade):
     life, _ = life_of(tiny)
     unequal = dataclasses.replace(life, learner=cascade, look=None, chunk=1)
-    by_day = nights_of(dataclasses.replace(unequal, day_end=True))
+    by_day = nights_of(dataclasses.replace(unequal, schedule=ScheduleConfig("day_end")))
     assert [step for sender, step in by_day if sender == "fast"] == ENDS
     # A slower level sleeps after as many days as its night is longer.
     assert [step for sender, step in by_day if sender == "middle"] == ENDS[1::2]
     by_clock = nights_of(unequal)
     assert [step for sender, step in by_clock if sender == "fast"] == [*range(4, ENDS[-1], 4)]
     assert {step for _, step in by_clock}.isdisjoint(ENDS[:1])
+    # As many nights by the clock as there are days: evenly spaced, the last one at the end.
+    counted = nights_of(dataclasses.replace(unequal, schedule=ScheduleConfig("clock", nights=4)))
+    assert [step for sender, step in counted if sender == "fast"] == [8, 16, 23, 31]
+    assert [step for sender, step in counted if sender == "middle"] == [16, 31]
+
+
+def test_more_nights_than_a_life_has_places_for_are_refused(tiny, cascade):
+    life, _ = life_of(tiny)
+    schedule = ScheduleConfig("clock", nights=ENDS[-1] + 1)
+    with pytest.raises(ConfigError, match=r"schedule.nights = 32: .*31 wake steps.*at most 31"):
+        dataclasses.replace(life, learner=cascade, look=None, chunk=1, schedule=schedule).agenda()
 
 
 def test_days_of_unequal_size_are_read_in_proportion_and_slept_on_once(brief):
@@ -249,3 +291,13 @@ def test_days_of_unequal_size_are_read_in_proportion_and_slept_on_once(brief):
         ("fast", 10),
         ("fast", 14),
     ]
+
+
+def test_a_life_of_more_nights_than_slots_is_refused_once_its_length_is_known(brief, tmp_path):
+    # How long days are that are read through, the texts say; nothing has been done by then.
+    config = brief.config()
+    config = dataclasses.replace(config, day=dataclasses.replace(config.day, epochs=30.0))
+    place = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"levels\[1\].slots = 4: \d+ nights of fast come in"):
+        config.run(Run(place, config, quiet=True))
+    assert not place.exists()
