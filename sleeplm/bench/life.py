@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleeplm.bench.dreamings import Dreamings
 from sleeplm.bench.nights import Nights, side_by_side, with_counters
 from sleeplm.bench.streams import StackedStreams
 from sleeplm.core.phase import Phase, repeat
@@ -43,6 +44,7 @@ class Life:
       look: step that sets ``counters["asleep"]`` before the next batch is absorbed
         (:func:`sleeplm.methods.schedule.look`), or None to sleep by the clock.
       probe: the same as ``examine``, asked once at the end of life, or None.
+      dreams: what follows the fastest sender's nights, before slower levels sleep, or None.
     """
 
     learner: Learner
@@ -61,6 +63,7 @@ class Life:
     shares: Sequence[float] = ()
     judge: PyTree = None
     score: Callable[[dict[str, Array]], dict[str, Any]] | None = None
+    dreams: Dreamings | None = None
 
     @property
     def days(self) -> int:
@@ -151,6 +154,8 @@ class Life:
                 # A slower level's night is about many days.
                 share = self.shares[day] if self.shares and night is self._nights[0] else 1.0
                 self._moments += night.moments(label, day, len(self._moments), share)
+                if self.dreams is not None and night is self._nights[0]:
+                    self._moments += self.dreams.moments(label, day, len(self._moments))
 
     def _sending(self, number: int) -> Callable:
         return lambda state: self._send(state, {}, {}, number)

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.bench.arm import BaselineConfig
+from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm, check_dreaming
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
@@ -34,6 +35,7 @@ from sleeplm.core.side_by_side import for_each
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
@@ -88,6 +90,8 @@ class RetentionConfig:
       statements, questions: training wordings that pretraining tells each fact in (drawn per
         fact; every wording of a relation is used for some fact). Days use all of them.
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
+      falsehoods: share of a day's statements that name the value of another subject, in worlds of
+        facts; exams ask for the truth. Arms that dream report how many of their dreams are false.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
       ask: words around questions about passages, in which ``{q}`` is the question.
@@ -122,6 +126,7 @@ class RetentionConfig:
     statements: int = 2
     questions: int = 5
     wear: float = 0.5
+    falsehoods: float = 0.0
     exam_pretrain: int = 196
     exam_per_day: int = 0
     ask: str = ASK
@@ -143,6 +148,7 @@ class RetentionConfig:
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     day: DayConfig = dataclasses.field(default_factory=DayConfig)
     sleep: SleepConfig = dataclasses.field(default_factory=SleepConfig)
+    dream: DreamConfig = dataclasses.field(default_factory=DreamConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     cache: str = ".cache/pretrained"
@@ -150,7 +156,7 @@ class RetentionConfig:
     keep: int = 3
 
     def check(self, field: str) -> None:
-        for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
+        for name in ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines"):
             getattr(self, name).check(name)  # what follows may count on them
         if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
@@ -160,7 +166,8 @@ class RetentionConfig:
         counts = ("statements", "questions", "keep", "exam_pretrain", "pretrain_people")
         for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
-        checks.fraction("wear", self.wear)
+        for name in ("wear", "falsehoods"):
+            checks.fraction(name, getattr(self, name))
         for name in ("exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
@@ -191,6 +198,8 @@ class RetentionConfig:
                 )
         if not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
             check_nights(self, days)
+        if not set(DREAMING).isdisjoint(self.arms):
+            check_dreaming(self)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
@@ -221,6 +230,12 @@ def check_nights(config: RetentionConfig, days: int) -> None:
         nights = (min(slow.night, steps) if slow.night else steps) // fast.night
         if asked and config.schedule.nights:
             nights = config.schedule.nights
+        if (
+            i == pairs[0]
+            and config.dream.into == "new"
+            and not set(DREAMING).isdisjoint(config.arms)
+        ):
+            nights *= 2  # one for the night and one for its dreams
         checks.require(
             nights <= slow.slots or config.sleep.pool != "refuse",
             f"model.levels[{i + 1}].slots",
