@@ -62,7 +62,8 @@ class Truth:
     A text is about the first subject that it names. It is ``true`` if it names one of that
     subject's values and, of the values that its relations may have, no other; ``planted`` if it
     names a value that some statement was made to say of it; ``false`` if another one; and
-    ``silent`` if it names no such value, or no subject. Longer names come before those inside them.
+    ``silent`` if it names no such value, or no subject. Longer names come before those inside them;
+    a word that is spelt as a value (As, the symbol of arsenic) is taken for it.
 
     Args:
       documents: all training texts, true and planted ones.
