@@ -73,7 +73,7 @@ class DreamMaterial:
         contexts = {name: np.asarray(x) for name, x in seen._asdict().items()}
         return {"contexts": contexts, "questions": self._questions(e, day, asked)}
 
-    def _contexts(self, rows: list[list[int]]) -> dict[str, np.ndarray]:
+    def _contexts(self, rows: list[list[int]]) -> dict[str, Any]:
         shape = (self.config.contexts, self.config.context_tokens)
         tokens, length = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
         for i, row in enumerate(rows):

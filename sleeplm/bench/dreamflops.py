@@ -80,12 +80,11 @@ def absorbing(model: ModelConfig, sleep: SleepConfig, dream: DreamConfig) -> Cos
     Returns:
       {"dreamt": what teachers write; "absorbed": updates}.
     """
-    token = 0.0
     teachers = sum(one.times for one in sleep.teachers) if dream.past else 0
     told = 1 + dream.new_tokens if dream.alone else dream.width
     width = max(told, sleep.length) if teachers else told
-    logits = {"student_logits": 2, "teacher_logits": 1} if teachers else {}
-    token = flops.train(model, width, "expert", **logits)
+    students, mentors = (2, 1) if teachers else (1, 0)
+    token = flops.train(model, width, "expert", student_logits=students, teacher_logits=mentors)
     written = flops.night(model, told_again(sleep, dream))["sampled"] / dream.blocks
     rows = dream.inner * dream.rows * (1 + teachers)
     return {"dreamt": written if teachers else 0.0, "absorbed": rows * width * token}

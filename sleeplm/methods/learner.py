@@ -123,7 +123,7 @@ def learner(
         s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if config.merges
     }
 
-    dreams = dream and dreaming(model, config, dream, pairs[0])
+    dreams = None if dream is None else dreaming(model, config, dream, pairs[0])
 
     def init(params: Params, key: Array) -> State:
         private_key, root, pool_key = jax.random.split(key, 3)
@@ -171,7 +171,7 @@ def learner(
         tuple(rests),
         remember_cues,
         own_cues(model, config),
-        dreaming=dreams and _dreaming_on_learner(dreams),
+        dreaming=None if dreams is None else _dreaming_on_learner(dreams),
     )
 
 
@@ -186,8 +186,9 @@ def _dreaming_on_learner(dreams: Dreaming) -> Dreaming:
         state, metrics = dreams.end(state, batch, key)
         return state.replace(counters={**state.counters, "dreaming": jnp.int32(0)}), metrics
 
-    steps = {"begin": dreams.begin, "round": dreams.round, "absorb": dreams.absorb, "end": last}
-    return dreams._replace(**{name: scope(step, "dream") for name, step in steps.items()})
+    steps = (dreams.begin, dreams.round, dreams.absorb, last)
+    begin, a_round, absorb, end = (scope(step, "dream") for step in steps)
+    return dreams._replace(begin=begin, round=a_round, absorb=absorb, end=end)
 
 
 def _counting_nights(end: Step, dreams: bool) -> Step:

@@ -16,8 +16,8 @@ from sleeplm.bench.handover import export, history_of, read_learner, sleep_of
 from sleeplm.bench.material import prepare
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.tree import differing
-from sleeplm.methods.learner import learner
 from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.learner import learner
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model

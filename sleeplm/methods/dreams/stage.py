@@ -177,7 +177,7 @@ def dreaming(
         working: Working = state.private
         before, one = undone(state, receiver), jnp.ones(())
         some = working.accepted.mask.any()
-        good, metrics = some, {}
+        good, metrics = some, Metrics()
         if config.gate:
             verdict, metrics = judged(
                 model, config, before.variables, state.variables, batch["today"], key,
