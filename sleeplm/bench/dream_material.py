@@ -64,7 +64,8 @@ class DreamMaterial:
         )
         most = min(config.questions, len(documents) // 2)  # something to write from is left
         asked = [i for i in order if documents[i].prompt][:most]
-        left = [i for i in order if i not in set(asked)][: config.contexts]
+        held_back = set(asked)
+        left = [i for i in order if i not in held_back][: config.contexts]
         contexts = self._contexts([material.days[day][i] for i in left])
         if config.reward != "questions":
             return {"contexts": contexts}
