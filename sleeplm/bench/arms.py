@@ -1,7 +1,8 @@
 """The arms of the bench: every one is the same phases, put together differently.
 
-No arm has a training loop of its own. What differs is a model's levels, the settings of its night,
-or a piece of one of its phases: an extraction, an objective, an update.
+No arm has a training loop of its own. What differs is a model's levels, the settings of its night
+and of its dreams, or a piece of one of its phases: an extraction, an objective, an update. Arms
+without memory levels are in :mod:`sleeplm.bench.plain_arms`.
 """
 
 from __future__ import annotations
@@ -10,101 +11,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from sleeplm.bench.costs import replay_updates
+from sleeplm.bench import plain_arms as plain
+from sleeplm.bench.arm import Arm, BaselineConfig
+from sleeplm.bench.costs import longer_updates, replay_updates
 from sleeplm.core import checks
-from sleeplm.core.phase import scope, tick
-from sleeplm.core.types import Array, Params, Phase, PyTree, State, Variables
-from sleeplm.memory.cues import empty_cues
-from sleeplm.methods.adapters import adapted, in_adapters, merged, with_adapters
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, paper_v2
-from sleeplm.methods.ewc import EWC, anchored, fisher, nothing_protected, protect
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.extract import mix, raw_text
-from sleeplm.methods.gaussians import GAUSSIANS, gather, no_classes
-from sleeplm.methods.learner import (
-    AT_DAYS_END,
-    COUNTERS,
-    Learner,
-    Rest,
-    learner,
-    remember_cues,
-)
+from sleeplm.methods.learner import learner
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.packing import packed
-from sleeplm.methods.wake import wake
 from sleeplm.models.config import ModelConfig
-from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 
-
-@dataclasses.dataclass
-class BaselineConfig:
-    """Settings of the control arms.
-
-    Attributes:
-      sft_learning_rate: of AdamW over all parameters (``sft_all``, ``ewc``).
-      ewc_strength: weight of the quadratic penalty. ewc_rows: texts of a day, and of pretraining,
-        that its Fisher information is measured on.
-      lora_rank, lora_learning_rate: of the adapter on every matrix (``lora_sequential``).
-      slow_period, slow_learning_rate: pace of the slow level where it learns awake
-        (``cms_without_seeding``).
-      base_learning_rate: of nights that move the receiver's own MLP
-        (``fixed_capacity_on_policy``).
-      pool_learning_rate: of nights that move all experts (``equal_capacity_moe``).
-    """
-
-    sft_learning_rate: float = 1e-3
-    ewc_strength: float = 10.0
-    ewc_rows: int = 512
-    lora_rank: int = 16
-    lora_learning_rate: float = 1e-3
-    slow_period: int = 30
-    slow_learning_rate: float = 3e-4
-    base_learning_rate: float = 1e-3
-    pool_learning_rate: float = 1e-2
-
-    def check(self, field: str) -> None:
-        for name in ("sft", "lora", "slow", "base", "pool"):
-            rate = f"{name}_learning_rate"
-            checks.positive(f"{field}.{rate}", getattr(self, rate))
-        for name in ("ewc_rows", "lora_rank", "slow_period"):
-            checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        checks.at_least(f"{field}.ewc_strength", self.ewc_strength, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to live.
-
-    Attributes:
-      model, sleep, learner: what lives.
-      archive: what its nights are handed: ``none``, ``today`` (the day's raw texts; before the
-        first day those of pretraining), ``texts`` (every raw text ever read) or ``labelled`` (the
-        day's questions and classes).
-      context: exams have the latest facts in front of every question.
-      trains: what moves awake: ``bases``, ``everything``, ``adapters`` or ``nothing``.
-      follows_schedule: its levels sleep when the schedule says.
-      by_class: answers are names of the nearest class instead of what the model says.
-      joint: every day it reads from the texts of all days, mixed.
-    """
-
-    model: Model
-    sleep: SleepConfig
-    learner: Learner
-    archive: str = "none"
-    context: bool = False
-    trains: str = "bases"
-    follows_schedule: bool = False
-    by_class: bool = False
-    joint: bool = False
-
-    @property
-    def raw_text(self) -> bool:
-        """Whether it keeps raw text beyond the day (a day's own text is everybody's)."""
-        return self.archive == "texts" or self.context or self.joint
+__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "BaselineConfig", "build_arm"]
 
 
 def _seeded(config: Any, sleep: SleepConfig, **more: Any) -> Arm:
@@ -203,146 +123,22 @@ def _static_replay(config: Any) -> Arm:
     return Arm(model, sleep, learner(model, sleep, method=method), archive="texts")
 
 
-def _sft(config: Any) -> Arm:
-    model = Model(backbone_config(config.model))
-    awake = wake(model, update=_adamw(config), trainable=lambda path: True)
-    return Arm(model, config.sleep, _plain(config, model, awake), trains="everything")
+def _dreaming(config: Any, *, night: dict[str, Any] | None = None, **changes: Any) -> Arm:
+    """``sleep``, and dreams after every night's consolidation, with some other settings of them.
 
-
-def _lora(config: Any) -> Arm:
-    settings = config.baselines
-    model = Model(backbone_config(config.model))
-    awake = wake(
-        model,
-        objective=adapted(language_model(model)),
-        update=optax.adamw(settings.lora_learning_rate, b2=0.95, weight_decay=0.0),
-        trainable=in_adapters(),
-    )
-    plain = _plain(
-        config,
-        model,
-        awake,
-        grow=lambda params, key: with_adapters(params, settings.lora_rank, key),
-        view=merged,
-    )
-    return Arm(model, config.sleep, plain, trains="adapters")
-
-
-def _ewc(config: Any) -> Arm:
-    """All parameters learn awake; each night measures what to protect of today.
-
-    Before the first day it measures what to protect of pretraining.
+    Args:
+      night: other settings of the night.
     """
-    settings = config.baselines
-    model = Model(backbone_config(config.model))
-    objective = language_model(model)
-    awake = wake(
-        model,
-        objective=anchored(objective, settings.ewc_strength),
-        update=_adamw(config),
-        trainable=lambda path: True,
-    )
-    per_step = config.sleep.inner * config.sleep.rows
-    measure = fisher(raw_text(source="today", source_id=0, length=config.sleep.length), objective)
-
-    def rests(night: Callable[[Callable], Callable]) -> tuple[Rest, ...]:
-        return (
-            Rest(
-                sender="all",
-                receiver="all",
-                every=AT_DAYS_END,
-                begin=_nothing,
-                seed=night(measure.step),
-                end=night(protect()),
-                merge=None,
-                blocks=-(-settings.ewc_rows // per_step),
-                expands=False,
-                before_life=True,
-            ),
-        )
-
-    plain = _plain(
-        config,
-        model,
-        awake,
-        anchors=lambda params: {EWC: nothing_protected(params)},
-        night=measure,
-        rests=rests,
-    )
-    return Arm(model, config.sleep, plain, archive="today", trains="everything")
+    sleep = dataclasses.replace(config.sleep, **(night or {}))
+    dream: DreamConfig = dataclasses.replace(config.dream, **changes)
+    return dataclasses.replace(_seeded(config, sleep, dream=dream), dream=dream)
 
 
-def _icl(config: Any) -> Arm:
-    """Nothing is ever learned: the facts stand in the prompt, as far as the window goes."""
-    model = Model(backbone_config(config.model))
-    plain = _plain(config, model, tick("step"))
-    return Arm(model, config.sleep, plain, context=True, trains="nothing")
-
-
-def _inca(config: Any, classes: int = 0) -> Arm:
-    """An external learner over class Gaussians; the language model stays as it is."""
-    model = Model(backbone_config(config.model))
-
-    def rests(night: Callable[[Callable], Callable]) -> tuple[Rest, ...]:
-        step = gather(model)
-        return (Rest("all", "all", AT_DAYS_END, _nothing, step, _nothing, None, 1, False),)
-
-    plain = _plain(
-        config,
-        model,
-        tick("step"),
-        anchors=lambda params: {GAUSSIANS: no_classes(classes, model.config.d_model)},
-        rests=rests,
-    )
-    return Arm(model, config.sleep, plain, archive="labelled", trains="nothing", by_class=True)
-
-
-def _adamw(config: Any) -> optax.GradientTransformation:
-    rate = config.baselines.sft_learning_rate
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95))
-
-
-def _nothing(state: State, batch: PyTree, key: Array) -> tuple[State, dict]:
-    return state, {}
-
-
-def _plain(
-    config: Any,
-    model: Model,
-    awake: Phase,
-    *,
-    grow: Callable[[Params, Array], Params] = lambda params, key: params,
-    anchors: Callable[[Params], dict[str, PyTree]] = lambda params: {},
-    night: Phase | None = None,
-    rests: Callable[[Callable], tuple[Rest, ...]] = lambda night: (),
-    view: Callable[[Variables], Variables] = lambda variables: variables,
-) -> Learner:
-    """A learner without memory levels: one wake phase, and nights of one's own, if any."""
-
-    def init(params: Params, key: Array) -> State:
-        grow_key, private_key, root = jax.random.split(key, 3)
-        params = grow(params, grow_key)
-        private = {"wake": awake.init(params, private_key)}
-        if night is not None:
-            private["night"] = night.init(params, private_key)
-        return State(
-            params=params,
-            slots=model.init_slots(),
-            anchors=anchors(params),
-            cues=empty_cues(config.sleep.reservoir, config.sleep.cue_tokens, model.config.bos),
-            private=private,
-            counters={name: jnp.int32(0) for name in COUNTERS},
-            key=root,
-        )
-
-    return Learner(
-        init,
-        scope(awake.step, "wake"),
-        rests(lambda step: scope(step, "night")),
-        remember_cues,
-        remember_cues,
-        view,
-    )
+def _longer(config: Any) -> Arm:
+    """``sleep`` with as many more updates as dreaming would have cost: its control."""
+    step = config.sleep.inner * config.sleep.epochs
+    wanted = longer_updates(config.model, config.sleep, config.dream)
+    return _with(config, updates=step * max(round(wanted / step), 1))
 
 
 _AWAKE = ("wake_only", "cms_without_seeding")
@@ -362,13 +158,40 @@ def build_arm(name: str, config: Any, classes: int) -> Arm:
       ConfigError: the arm is for labelled worlds only, or its night cannot work with these sizes.
     """
     if name != "inca":
+        if name in DREAMING:
+            check_dreaming(config)
         arm = ARMS[name](config)
         arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
+        if arm.dream is not None:
+            arm.dream.check(f"{name}: dream")
         return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
     checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
-    return _inca(config, classes)
+    return plain.inca(config, classes)
 
 
+def check_dreaming(config: Any) -> None:
+    """Checks that nights can have dreams.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    dream, sleep, model = config.dream, config.sleep, config.model
+    # What is dreamt of is the day's own text: it has to have been read, and only it.
+    remedy = "dreaming is of whole days: use 'day_end'"
+    checks.require(config.schedule.when == "day_end", "schedule.when", config.schedule.when, remedy)
+    remedy = "dreams go into tonight's expert: use 'expert'"
+    checks.require(sleep.into == "expert", "sleep.into", sleep.into, remedy)
+    remedy = f"context and dream have dream.context_tokens + dream.new_tokens = {dream.width}"
+    checks.require(dream.width <= model.max_len, "model.max_len", model.max_len, remedy)
+    remedy = "a pool that merges has room for one expert a night: use 'night'"
+    checks.require(dream.into == "night" or not sleep.merges, "dream.into", dream.into, remedy)
+
+
+#: Arms whose nights dream.
+DREAMING = (
+    *("dream", "dream_random", "dream_no_explore", "dream_no_reinforcement"),
+    *("dream_questions", "dream_alone"),
+)
 #: Every arm by name; build them with :func:`build_arm`.
 ARMS: dict[str, Callable[[Any], Arm]] = {
     "sleep": lambda c: _seeded(c, c.sleep),
@@ -384,13 +207,21 @@ ARMS: dict[str, Callable[[Any], Arm]] = {
     ),
     "fixed_capacity_on_policy": _on_policy,
     "static_replay": _static_replay,
+    "sleep_longer": _longer,
+    "dream": _dreaming,
+    "dream_random": lambda c: _dreaming(c, score="random"),
+    "dream_no_explore": lambda c: _dreaming(c, explore=False),
+    "dream_no_reinforcement": lambda c: _dreaming(c, reinforce=False),
+    "dream_questions": lambda c: _dreaming(c, reward="questions"),
+    # Its night opens an expert and consolidates nothing; the fast level keeps what it has.
+    "dream_alone": lambda c: _dreaming(c, night={"updates": 0, "becomes": "dusk"}),
     "reset_only": lambda c: _with(c, updates=0),
     "wake_only": _wake_only,
     "cms_without_seeding": _cms,
-    "sft_all": _sft,
-    "joint": lambda c: dataclasses.replace(_sft(c), joint=True),
-    "lora_sequential": _lora,
-    "ewc": _ewc,
-    "icl": _icl,
-    "inca": _inca,
+    "sft_all": plain.sft,
+    "joint": lambda c: dataclasses.replace(plain.sft(c), joint=True),
+    "lora_sequential": plain.lora,
+    "ewc": plain.ewc,
+    "icl": plain.icl,
+    "inca": plain.inca,
 }

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sleeplm.bench import flops
+from sleeplm.bench import dreamflops, flops
+from sleeplm.bench.dream_material import DreamMaterial
 from sleeplm.core import tree
 from sleeplm.memory.levels import NEVER
 from sleeplm.methods.adapters import ADAPTERS, with_adapters
 from sleeplm.methods.config import SleepConfig, merging
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.models.config import ModelConfig
 
 
@@ -19,7 +21,8 @@ def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, in
     """Positions that one learner processed, padding included.
 
     ``read`` awake; ``sampled`` written by teachers and students, ``seeded`` learned from at night;
-    ``replayed`` raw text learned from again.
+    ``replayed`` raw text learned from again; ``dreamt`` contexts and dreams, and what is told of
+    the past for rewards and the gate; ``tried`` in trials, ``absorbed`` from dreams at last.
     """
     day = bench.config.day
     out = {"read": sum(bench.steps) * day.batch * day.length if arm.trains != "nothing" else 0}
@@ -33,7 +36,35 @@ def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, in
         return out
     sets = sum(rows_of(sleep)) * nights + sum(rows_of(merging(sleep))) * merges
     sampled = sets * sleep.rows * sleep.inner * sleep.length
-    return {**out, "sampled": sampled, "seeded": sampled * sleep.epochs}
+    out |= {"sampled": sampled, "seeded": sampled * sleep.epochs}
+    if arm.dream is not None:
+        out |= _dream_tokens(sleep, arm.dream, *_dreamt(records, e))
+    return out
+
+
+def _dreamt(records: list[dict], e: int) -> tuple[int, int, int]:
+    """Rounds, extractions of what is absorbed, and endings that one learner took part in."""
+    rounds, absorbed, ends = (
+        _blocks(records, kind, e) for kind in ("dream", "absorb", "dream_end")
+    )
+    return rounds, absorbed, ends
+
+
+def _dream_tokens(
+    sleep: SleepConfig, dream: DreamConfig, rounds: int, blocks: int, ends: int
+) -> dict[str, int]:
+    told = 1 + dream.new_tokens if dream.alone else dream.width
+    memories = dream.memories if dream.reward == "agreement" else 0
+    teachers = sum(one.times for one in sleep.teachers) if dream.past else 0
+    rows = dream.inner * dream.rows
+    written = dream.dreams * dream.width + memories * (sleep.cue_tokens + dream.new_tokens)
+    gate = 2 * dream.gate * (sleep.cue_tokens + sleep.length - 1)
+    width = max(told, sleep.length) if teachers else told
+    return {
+        "dreamt": rounds * written + blocks * rows * teachers * sleep.length + ends * gate,
+        "tried": rounds * dream.kept * dream.steps * told,
+        "absorbed": blocks * rows * (1 + teachers) * width,
+    }
 
 
 def rows_of(sleep: SleepConfig) -> list[int]:
@@ -70,7 +101,22 @@ def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, flo
         out |= {kind: share * amount for kind, amount in whole.items()}
         if merges:
             out["merged"] = merges / max(sleep.blocks, 1) * sum(flops.merge(model, sleep).values())
+    if arm.dream is not None:
+        rounds, blocks, ends = _dreamt(records, e)
+        out |= dreamflops.total(
+            (rounds, dreamflops.a_round(model, sleep, arm.dream, question_shape(bench, arm.dream))),
+            (blocks, dreamflops.absorbing(model, sleep, arm.dream)),
+            (ends, dreamflops.gate(model, sleep, arm.dream)),
+        )
     return out
+
+
+def question_shape(bench: Any, dream: DreamConfig) -> tuple[int, int]:
+    """Longest prompt and longest answer that dreams are rewarded by, in tokens."""
+    if dream.reward != "questions":
+        return 0, 0
+    _, prompt, answer = DreamMaterial(bench, dream).shape
+    return prompt, answer
 
 
 def replay_step(model: ModelConfig, sleep: SleepConfig) -> float:
@@ -83,6 +129,12 @@ def replay_step(model: ModelConfig, sleep: SleepConfig) -> float:
 def replay_updates(model: ModelConfig, sleep: SleepConfig) -> float:
     """Updates on raw text that cost as much as a night of ``sleep``."""
     return sum(flops.night(model, sleep).values()) / replay_step(model, sleep)
+
+
+def longer_updates(model: ModelConfig, sleep: SleepConfig, dream: DreamConfig) -> float:
+    """Updates of a night without dreams that cost as much as ``sleep`` with them."""
+    usual = sum(flops.night(model, sleep).values())
+    return sleep.updates * (1 + sum(dreamflops.night(model, sleep, dream).values()) / usual)
 
 
 def moved_parameters(bench: Any, arm: Any, nights: int) -> int:
@@ -102,9 +154,10 @@ def moved_parameters(bench: Any, arm: Any, nights: int) -> int:
     one = model.n_layers * (2 * model.d_model * receiver.rank + model.d_model + 1)
     if arm.sleep.into == "base":
         return model.n_layers * 3 * model.d_model * receiver.width
-    if not arm.sleep.updates:
+    if not arm.sleep.updates and arm.dream is None:
         return base
-    used = receiver.slots if arm.sleep.into == "pool" else min(nights, receiver.slots)
+    opened = nights * (2 if arm.dream is not None and arm.dream.into == "new" else 1)
+    used = receiver.slots if arm.sleep.into == "pool" else min(opened, receiver.slots)
     # What the fast level held was cleared, unless it keeps the day.
     return one * used + (base if arm.sleep.becomes == "dusk" else 0)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core import checks
+from sleeplm.core.clusters import largest_cluster
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import chunked_divergence, chunked_token_logp, forward_kl
 from sleeplm.core.types import Array, PyTree, Variables
@@ -262,22 +263,6 @@ def oracle(model: Model, level: str) -> Callable[[Variables, Exam, Array], Array
         return _group_mean(_by_blocks(one, exam), exam)
 
     return run
-
-
-def largest_cluster(rows: Array, weights: Array) -> Array:
-    """Share, by weights [Q], of the most frequent row of int32 [Q, A] (by two 32-bit hashes)."""
-    place = jnp.arange(1, rows.shape[1] + 1, dtype=jnp.uint32)
-    hashes = []
-    for multiplier in (2654435761, 2246822519):
-        mixed = (rows.astype(jnp.uint32) + 1) * (place * jnp.uint32(multiplier) | 1)
-        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(multiplier)
-        hashes.append(jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32))
-    order = jnp.lexsort(hashes)
-    ranked = jnp.stack(hashes)[:, order]
-    starts = (ranked[:, 1:] != ranked[:, :-1]).any(0)
-    run = jnp.pad(jnp.cumsum(starts.astype(jnp.int32)), (1, 0))
-    size = jax.ops.segment_sum(weights[order], run, len(order))
-    return size.max() / jnp.maximum(weights.sum(), 1.0)
 
 
 def _say(model: Model, variables: Variables, part: Exam, alike: bool = True) -> Array:

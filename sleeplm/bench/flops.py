@@ -18,9 +18,10 @@ from sleeplm.methods.config import SleepConfig, merging
 from sleeplm.methods.frames import TEXTS, WIDTH
 from sleeplm.models.config import ModelConfig
 
-#: What may learn: every parameter; the MLPs of levels with a period; one level's experts (one or
-#: all: the gradient is that of the pool); one level's MLP; adapters on every matrix of the blocks.
-TRAINABLE = ("all", "bases", "expert", "base", "adapters")
+#: What may learn: every parameter; the MLPs of levels with a period; those of all levels; one
+#: level's experts (one or all: the gradient is that of the pool); one level's MLP; adapters on
+#: every matrix of the blocks; nothing, while gradients run through all of it.
+TRAINABLE = ("all", "bases", "mlps", "expert", "base", "adapters", "inputs")
 #: All-MiniLM-L6-v2, for each word piece: six layers 384 wide, with MLPs of 1536.
 MINILM = 2.0 * 6 * (4 * 384**2 + 2 * 384 * 1536)
 
@@ -88,7 +89,8 @@ def train(
     through = sum(part.inputs for part in parts)
     # Below what learns first in the lowest block nothing asks for a gradient.
     lowest = parts[first].lowest + sum(part.inputs for part in parts[first + 1 :])
-    weights = sum(part.weights for part in parts if part.name in moving)
+    learns = trainable != "inputs"
+    weights = sum(part.weights for part in parts if part.name in moving) if learns else 0.0
     again = block if config.remat else 0.0
     total = config.n_layers * (block + again + weights + through) - through + lowest
     total += (2 * student_logits + teacher_logits) * _logits(config)
@@ -226,8 +228,10 @@ def _moving(config: ModelConfig, trainable: str, level: str | None) -> set[str]:
     bases = {f"{lv.name}/base" for lv in config.levels}
     if trainable == "all":
         return {"attention", *bases, *(f"{lv.name}/experts" for lv in config.levels)}
-    if trainable == "adapters":
+    if trainable in ("adapters", "inputs"):
         return {"attention", *bases}
+    if trainable == "mlps":
+        return bases
     if trainable == "bases":
         return {f"{lv.name}/base" for lv in config.levels if lv.period != NEVER}
     names = [lv.name for lv in config.levels]

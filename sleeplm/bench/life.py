@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleeplm.bench.dreamings import Dreamings
 from sleeplm.bench.nights import Nights, side_by_side, with_counters
 from sleeplm.bench.streams import StackedStreams
 from sleeplm.bench.timetable import nights_of
@@ -47,6 +48,7 @@ class Life:
       look: step that sets ``counters["asleep"]`` before the next batch is absorbed
         (:func:`sleeplm.methods.schedule.look`), or None where the schedule is known beforehand.
       probe: the same as ``examine``, asked once at the end of life, or None.
+      dreams: what follows the fastest sender's nights, before slower levels sleep, or None.
     """
 
     learner: Learner
@@ -65,6 +67,7 @@ class Life:
     shares: Sequence[float] = ()
     judge: PyTree = None
     score: Callable[[dict[str, Array]], dict[str, Any]] | None = None
+    dreams: Dreamings | None = None
 
     @property
     def days(self) -> int:
@@ -173,6 +176,8 @@ class Life:
                 # A slower level's night is about many days.
                 share = self.shares[day] if self.shares and night is self._nights[0] else 1.0
                 self._moments += night.moments(label, day, len(self._moments), share)
+                if self.dreams is not None and night is self._nights[0]:
+                    self._moments += self.dreams.moments(label, day, len(self._moments))
 
     def _known(self, every: int) -> list[int]:
         """Wake steps after which a pair's nights are due, as far as that is known beforehand."""

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleeplm.bench.arms import Arm
+from sleeplm.bench.arm import Arm
 from sleeplm.bench.classes import class_answers, grade_by_class, labelled_of
+from sleeplm.bench.dream_material import DreamMaterial, tell_falsehoods
+from sleeplm.bench.dreamings import Dreamings, undone_lines
 from sleeplm.bench.exams import (
     Exam,
     divergence_from,
@@ -37,7 +39,8 @@ from sleeplm.methods.judges import SemanticJudge, names_agree, semantic_judge
 from sleeplm.methods.schedule import look
 from sleeplm.models.graft import graft
 from sleeplm.pretrained.minilm import minilm
-from sleeplm.runtime.run import Run, Stage
+from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.run import METRICS, Run, Stage
 
 
 @dataclasses.dataclass
@@ -126,6 +129,10 @@ def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
     """Lets the learners of one arm live, or what is left of their lives in the run."""
     life = life_of(bench, arm)
     run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
+    if arm.dream is not None:
+        lines = read_metrics(run.directory / METRICS)
+        for line in undone_lines([line for line in lines if line["stage"] == name]):
+            run.say(f"{name}: {line}")
 
 
 def newborns(bench: Bench, arm: Arm) -> State:
@@ -179,7 +186,16 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         shares=bench.shares if arm.follows_schedule else (),
         look=watch and scope(watch.step, "schedule"),
         probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
+        dreams=_dreams(bench, arm),
     )
+
+
+def _dreams(bench: Bench, arm: Arm) -> Dreamings | None:
+    """The dreaming of its nights, or None."""
+    stage = arm.learner.dreaming
+    if stage is None:
+        return None
+    return Dreamings(stage, DreamMaterial(bench, stage.config), tell_falsehoods(bench))
 
 
 def _cues(bench: Bench, cues: list[tuple[str, ...]]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sleeplm.bench.arms import Arm
+from sleeplm.bench.arm import Arm
 from sleeplm.bench.costs import flops_of, moved_parameters, tokens_of
 from sleeplm.bench.lives import Bench
 from sleeplm.bench.textscores import NAMES
@@ -105,6 +105,10 @@ def _learner(
         result["logp_start"] = [float(x) for x in bench.start["logp"][e][:-1]]
     if arm.follows_schedule and arm.archive == "none":
         result["cues"] = _cues(bench, arm, records, e)
+    if arm.dream is not None:
+        result["dreams"] = _dreams(records, e)
+        for name in ("absorbed", "undone"):
+            result["log"][f"dreams_{name}"] = sum(n[name] or 0 for n in result["dreams"])
     probe = next((r for r in records if r["event"] == "probe"), None)
     # A night that was rolled back opened no slot: later slots then count fewer nights than days.
     if probe is not None and not last["rolled_back"][e]:
@@ -115,6 +119,22 @@ def _learner(
             "oracle": probe["oracle"][e],
         }
     return result
+
+
+def _dreams(records: list[dict], e: int) -> list[dict[str, Any]]:
+    """What became of every night's dreams: the metrics of its rounds, and of its end."""
+    nights = []
+    for end in (r for r in records if r["event"] == "dream_end"):
+        rounds = [r for r in records if r["event"] == "dream" and r["day"] == end["day"]]
+        names = [name for name, value in end.items() if isinstance(value, list)]
+        told = [
+            {name: _of(r, name, e) for name, value in r.items() if isinstance(value, list)}
+            for r in rounds
+        ]
+        nights.append(
+            {"day": end["day"], "rounds": told, **{name: _of(end, name, e) for name in names}}
+        )
+    return nights
 
 
 def _of(record: dict, name: str, e: int) -> float | None:

@@ -204,6 +204,8 @@ def _cost(report: Mapping[str, Any]) -> list[Block]:
         ("keeps raw text", lambda arm: yes(arm["raw_text"]) if "raw_text" in arm else ""),
         ("nights", lambda arm: _entry(arm, "log", "nights", "{:.3g}")),
         ("rolled back", lambda arm: _entry(arm, "log", "rolled_back", "{:.3g}")),
+        ("nights of dreams kept", lambda arm: _entry(arm, "log", "dreams_absorbed", "{:.3g}")),
+        ("dreaming undone", lambda arm: _entry(arm, "log", "dreams_undone", "{:.3g}")),
     ]
     tables = [table for each in (totals, parts, kept) for table in _table(report["arms"], each)]
     seconds = report.get("seconds")

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.bench.arm import BaselineConfig
+from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm, check_dreaming
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
@@ -36,6 +37,7 @@ from sleeplm.core.side_by_side import for_each
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
@@ -90,6 +92,8 @@ class RetentionConfig:
       statements, questions: training wordings that pretraining tells each fact in (drawn per
         fact; every wording of a relation is used for some fact). Days use all of them.
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
+      falsehoods: share of a day's statements that name the value of another subject, in worlds of
+        facts; exams ask for the truth. Arms that dream report how many of their dreams are false.
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
       ask: words around questions about passages, in which ``{q}`` is the question.
@@ -124,6 +128,7 @@ class RetentionConfig:
     statements: int = 2
     questions: int = 5
     wear: float = 0.5
+    falsehoods: float = 0.0
     exam_pretrain: int = 196
     exam_per_day: int = 0
     ask: str = ASK
@@ -145,6 +150,7 @@ class RetentionConfig:
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     day: DayConfig = dataclasses.field(default_factory=DayConfig)
     sleep: SleepConfig = dataclasses.field(default_factory=SleepConfig)
+    dream: DreamConfig = dataclasses.field(default_factory=DreamConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     cache: str = ".cache/pretrained"
@@ -152,7 +158,7 @@ class RetentionConfig:
     keep: int = 3
 
     def check(self, field: str) -> None:
-        for name in ("model", "pretrain", "day", "sleep", "schedule", "baselines"):
+        for name in ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines"):
             getattr(self, name).check(name)  # what follows may count on them
         if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
@@ -162,7 +168,8 @@ class RetentionConfig:
         counts = ("statements", "questions", "keep", "exam_pretrain", "pretrain_people")
         for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
-        checks.fraction("wear", self.wear)
+        for name in ("wear", "falsehoods"):
+            checks.fraction(name, getattr(self, name))
         for name in ("exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
@@ -194,6 +201,8 @@ class RetentionConfig:
         known = self.schedule.when == "day_end" or not self.day.epochs  # else from what is read
         if known and not WITHOUT_LEVELS_NIGHTS.issuperset(self.arms):
             check_nights(self, [self.day.steps] * days)
+        if not set(DREAMING).isdisjoint(self.arms):
+            check_dreaming(self)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
@@ -226,6 +235,9 @@ def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
         nights = len(nights_of(schedule, steps, config.day.chunk, fast.night, fastest))
         if slow.night:  # which empties it
             nights = min(nights, slow.night // fast.night)
+        dreams = not set(DREAMING).isdisjoint(config.arms)
+        if i == pairs[0] and dreams and config.dream.into == "new":
+            nights *= 2  # one for the night and one for its dreams
         checks.require(
             nights <= slow.slots or config.sleep.pool != "refuse",
             f"model.levels[{i + 1}].slots",

@@ -56,7 +56,12 @@ def check_world(config: Any) -> int:
       ConfigError: no such world, a file that cannot be used, or more days than there are.
     """
     kind, place = _kind(config.world)
-    if kind in BUILT_IN or kind == "facts":
+    ok, remedy = (
+        has_facts(config) or not config.falsehoods,
+        "only worlds of facts can be false: use 0",
+    )
+    checks.require(ok, "falsehoods", config.falsehoods, remedy)
+    if has_facts(config):
         remedy = "only worlds of labelled texts read it: leave it empty"
         checks.require(not config.text, "text", config.text, remedy)
         return len(world_of(config).days)
@@ -75,7 +80,7 @@ def curriculum_of(config: Any) -> Curriculum:
       ConfigError: the world is unknown, too small, or made of files that cannot be used.
     """
     kind, _ = _kind(config.world)
-    if kind in BUILT_IN or kind == "facts":
+    if has_facts(config):
         return from_world(
             world_of(config),
             statements=config.statements,
@@ -83,6 +88,7 @@ def curriculum_of(config: Any) -> Curriculum:
             exam_pretrain=config.exam_pretrain,
             exam_per_day=config.exam_per_day,
             wear=config.wear,
+            falsehoods=config.falsehoods,
             rng=np.random.default_rng(config.world_seed),
         )
     return _passage_curriculum(config) if kind in PASSAGES else _label_curriculum(config)
@@ -108,6 +114,12 @@ def world_of(config: Any) -> World:
         return atlas(config.world_seed, sizes)
     except ConfigError as error:
         raise ConfigError(error.field.removeprefix("atlas."), error.value, error.remedy) from error
+
+
+def has_facts(config: Any) -> bool:
+    """Whether the world's days are facts, told in many wordings."""
+    kind, _ = _kind(config.world)
+    return kind in BUILT_IN or kind == "facts"
 
 
 def is_labelled(config: Any) -> bool:

@@ -19,6 +19,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.data.facts import Document, Fact, World, exam, subjects
 from sleeplm.data.facts import questions as questions_of
 from sleeplm.data.facts import statements as statements_of
+from sleeplm.data.falsehoods import with_falsehoods
 from sleeplm.data.worn import worn_questions
 
 
@@ -82,6 +83,7 @@ def from_world(
     rng: np.random.Generator,
     exam_per_day: int = 0,
     wear: float = 0.0,
+    falsehoods: float = 0.0,
 ) -> Curriculum:
     """The curriculum of a world of facts.
 
@@ -93,13 +95,15 @@ def from_world(
       exam_per_day: facts of each day that every exam asks, spread evenly; 0 asks them all.
       wear: share of pretraining's questions whose wording is worn (:mod:`sleeplm.data.worn`);
         days are told as many worn questions on top of their own.
+      falsehoods: share of a day's statements that name the value of another subject
+        (:mod:`sleeplm.data.falsehoods`). Questions and exams stay true.
     """
     known = spread(world.pretrain, exam_pretrain)
     asked = [spread(facts, exam_per_day) if exam_per_day else facts for facts in world.days]
     curriculum = Curriculum(
         name=world.name,
         pretrain=tuple(told(world, world.pretrain, statements, questions, rng, wear)),
-        days=tuple(_day(world, facts, wear, rng) for facts in world.days),
+        days=tuple(_day(world, facts, wear, falsehoods, rng) for facts in world.days),
         exams=tuple(tuple(exam(world, facts)) for facts in asked),
         known=tuple(exam(world, known)),
         cues=tuple(subjects(facts) for facts in world.days),
@@ -132,12 +136,15 @@ def told(
 
 
 def _day(
-    world: World, facts: Sequence[Fact], wear: float, rng: np.random.Generator
+    world: World, facts: Sequence[Fact], wear: float, share: float, rng: np.random.Generator
 ) -> tuple[Document, ...]:
-    """Every training wording of a day's facts, and worn questions."""
+    """Every training wording of a day's facts, a share of them false, and worn questions."""
     asked = questions_of(world, facts)
     tired = round(wear * len(asked) / max(len(facts), 1))
-    return (*statements_of(world, facts), *asked, *worn_questions(world, facts, tired, rng))
+    worn = worn_questions(world, facts, tired, rng)
+    # Their own generator: whatever else is drawn is the same with falsehoods and without.
+    told = with_falsehoods(world, facts, choices_of(world.facts), share, rng.spawn(1)[0])
+    return (*told, *asked, *worn)
 
 
 def _some(documents: list[Document], count: int, rng: np.random.Generator) -> list[Document]:

@@ -16,6 +16,9 @@ from sleeplm.memory.cues import BEFORE, Cues, empty_cues, remember
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.reinforce import with_writer
+from sleeplm.methods.dreams.stage import Dreaming, dreaming
 from sleeplm.methods.extract import own_cues
 from sleeplm.methods.merge import merge_night
 from sleeplm.methods.rewards import Judge
@@ -28,8 +31,13 @@ from sleeplm.models.transformer import Model
 AT_DAYS_END = 0
 #: ``today``: good nights of the fastest sender, the number that cues are filed under. ``asleep``
 #: and ``merging``: 1 while a night, or the merging before it, is under way; whoever drives many
-#: learners at once lets only these move.
-COUNTERS = ("step", "nights", "skipped", "rolled_back", "today", "asleep", "merging")
+#: learners at once lets only these move. ``dreaming``: 1 from a good night to the end of its
+#: dreaming, where there is any; ``dreamt`` and ``undone``: nights whose dreams were learned, and
+#: nights whose dreaming was undone.
+COUNTERS = (
+    *("step", "nights", "skipped", "rolled_back", "today", "asleep", "merging"),
+    *("dreaming", "dreamt", "undone"),
+)
 
 
 class Rest(NamedTuple):
@@ -68,6 +76,8 @@ class Learner(NamedTuple):
       remember: step on {"tokens" [n, C], "length" [n], "today"}: offers cues to the reservoir.
       write_cues: step on {"today"}: offers beginnings of texts that the learner writes itself.
       view: variables as the model runs them (adapters that live beside the parameters join them).
+      dreaming: the second stage of the first rest's nights, on the whole learner's state, or None.
+        It follows a night that ended well, while ``counters["dreaming"]`` is 1.
     """
 
     init: Callable[[Params, Array], State]
@@ -76,12 +86,14 @@ class Learner(NamedTuple):
     remember: Step
     write_cues: Step
     view: Callable[[Variables], Variables] = lambda variables: variables
+    dreaming: Dreaming | None = None
 
 
 def learner(
     model: Model,
     config: SleepConfig,
     *,
+    dream: DreamConfig | None = None,
     awake: Phase | None = None,
     method: Callable[[str, str], Mapping[str, Any]] | None = None,
     judge: Judge | None = None,
@@ -91,6 +103,7 @@ def learner(
     """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5).
 
     Args:
+      dream: of the dreaming that follows the nights of the fastest sender (section 6); None: none.
       awake: a wake phase of one's own, see :func:`~sleeplm.methods.wake.wake`. Nights leave what
         it keeps between steps alone, also where they restore the sender.
       method: ``(sender, receiver) -> {"extract", "objective", "update"}``, any of them: pieces of
@@ -110,9 +123,13 @@ def learner(
         s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if config.merges
     }
 
+    dreams = None if dream is None else dreaming(model, config, dream, pairs[0])
+
     def init(params: Params, key: Array) -> State:
         private_key, root, pool_key = jax.random.split(key, 3)
         slots = model.init_slots()
+        if dream is not None and dream.reinforce:
+            params = with_writer(params, dream.writer_rank, jax.random.fold_in(private_key, 1))
         if config.into == "pool":
             for _, r in pairs:
                 bias = model.config.level(r).gate_bias
@@ -124,6 +141,8 @@ def learner(
             "night": {s: nights[s].seed.init(params, private_key) for s, _ in pairs},
             "merge": {s: merges[s].seed.init(params, private_key) for s in merges},
         }
+        if dreams is not None:
+            private["dream"] = dreams.init(params)
         return State(
             params=params,
             slots=slots,
@@ -139,7 +158,7 @@ def learner(
         parts = nights[sender]
         begin, seed, end = _on_learner(parts, "night", sender)
         if i == 0:
-            end = _counting_nights(end)
+            end = _counting_nights(end, dreams is not None)
         if config.becomes == "start" and usual:
             end = _waking_empty(end, model, sender)
         merge = _on_learner(merges[sender], "merge", sender) if config.merges else None
@@ -147,7 +166,12 @@ def learner(
         expands = config.into == "expert"
         rests.append(Rest(sender, receiver, every, begin, seed, end, merge, config.blocks, expands))
     return Learner(
-        init, scope(awake.step, "wake"), tuple(rests), remember_cues, own_cues(model, config)
+        init,
+        scope(awake.step, "wake"),
+        tuple(rests),
+        remember_cues,
+        own_cues(model, config),
+        dreaming=None if dreams is None else _dreaming_on_learner(dreams),
     )
 
 
@@ -155,14 +179,28 @@ def _on_learner(parts: Night, *path: str) -> tuple[Step, Step, Step]:
     return scope(parts.begin, *path), scope(parts.seed.step, *path), scope(parts.end, *path)
 
 
-def _counting_nights(end: Step) -> Step:
-    """After a good night of the fastest sender a new day begins."""
+def _dreaming_on_learner(dreams: Dreaming) -> Dreaming:
+    """Its steps on the whole state; whoever has dreamt to the end dreams no longer."""
+
+    def last(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
+        state, metrics = dreams.end(state, batch, key)
+        return state.replace(counters={**state.counters, "dreaming": jnp.int32(0)}), metrics
+
+    steps = (dreams.begin, dreams.round, dreams.absorb, last)
+    begin, a_round, absorb, end = (scope(step, "dream") for step in steps)
+    return dreams._replace(begin=begin, round=a_round, absorb=absorb, end=end)
+
+
+def _counting_nights(end: Step, dreams: bool) -> Step:
+    """After a good night of the fastest sender a new day begins, or a dream first."""
 
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         before = state.counters["nights"]
         state, metrics = end(state, batch, key)
-        today = state.counters["today"] + (state.counters["nights"] > before)
-        return state.replace(counters={**state.counters, "today": today}), metrics
+        good = (state.counters["nights"] > before).astype(jnp.int32)
+        counters = {**state.counters, "today": state.counters["today"] + good}
+        counters |= {"dreaming": good} if dreams else {}
+        return state.replace(counters=counters), metrics
 
     return step
 

@@ -126,7 +126,7 @@ def export_memories(
       ConfigError: a night is not there, the learner is asleep, or its model is none that a base
         can be written of.
     """
-    asleep = [n for n in ("asleep", "merging") if int(state.counters.get(n, 0))]
+    asleep = [n for n in ("asleep", "merging", "dreaming") if int(state.counters.get(n, 0))]
     checks.require(not asleep, "learner", asleep, "is in the middle of a night: let it end")
     found = open_experts(model, state, history or {}, origin or {})
     common: dict[str, Any] = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import flops
-from sleeplm.bench.arms import ARMS, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
 from sleeplm.bench.costs import replay_step
 from sleeplm.bench.life import Life
 from sleeplm.bench.lives import life_of
@@ -27,7 +27,10 @@ from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.ewc import EWC
 from sleeplm.methods.gaussians import GAUSSIANS
 
-SLEEPERS = [name for name in ARMS if name not in WITHOUT_LEVELS_NIGHTS]
+#: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
+#: ``sleep`` with another number of updates.
+LIVES = [name for name in ARMS if name not in (*DREAMING, "sleep_longer")]
+SLEEPERS = [name for name in LIVES if name not in WITHOUT_LEVELS_NIGHTS]
 #: Arms whose nights give the slow level one fresh expert each, and move nothing else in it.
 EXPANDING = [name for name in SLEEPERS if not re.match("equal|fixed", name)]
 FRUIT, BIRDS = ("apple", "plum"), ("crow", "owl", "wren")
@@ -83,7 +86,7 @@ def all_paths(life) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", LIVES)
 def test_every_arm_lives_two_days_and_can_be_reported(lived, name):
     life = lived(name)
     assert isinstance(life_of(life.bench, life.arm), Life)  # and not in a loop of its own

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import exams
+from sleeplm.core.clusters import largest_cluster
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.facts import Document, Fact
 from sleeplm.data.text import BOS, EOS, train_bpe
@@ -252,10 +253,10 @@ def test_the_largest_cluster_is_the_most_frequent_row_and_padding_has_no_weight(
         counts = collections.Counter(
             tuple(row) for row, weight in zip(rows.tolist(), weights, strict=True) if weight
         )
-        found = exams.largest_cluster(jnp.asarray(rows), jnp.asarray(weights))
+        found = largest_cluster(jnp.asarray(rows), jnp.asarray(weights))
         assert found == pytest.approx(max(counts.values()) / weights.sum())
     flipped = np.array([[1, 2], [2, 1], [0, 3], [3, 0], [12, 0]], np.int32)  # order matters
-    assert exams.largest_cluster(jnp.asarray(flipped), jnp.ones(5)) == pytest.approx(0.2)
+    assert largest_cluster(jnp.asarray(flipped), jnp.ones(5)) == pytest.approx(0.2)
 
 
 # --- divergence ----------------------------------------------------------------------------------

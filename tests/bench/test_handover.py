@@ -16,7 +16,9 @@ from sleeplm.bench.handover import export, history_of, read_learner, sleep_of
 from sleeplm.bench.material import prepare
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.tree import differing
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.learner import learner
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import base_config
@@ -159,6 +161,17 @@ def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
     assert history_of(lines, pool, 1) == {
         ("slow", 0): {"nights": [0, 1, 2, 3], "days": [0, 1, 3, 4]}
     }
+
+
+def test_the_history_of_slots_tells_experts_that_dreams_have_of_their_own(brief):
+    config = brief.config(dream=DreamConfig(into="new"), schedule=ScheduleConfig(when="day_end"))
+    arm = build_arm("dream", config, classes=0)
+    dreams = [
+        {"event": "dream_end", "day": day, "absorbed": [x]} for day, x in ((0, 1.0), (1, 0.0))
+    ]
+    lines = [night([0.0], 0), dreams[0], night([0.0], 1), dreams[1], night([0.0], 2)]
+    held = {slot: held["days"] for (_, slot), held in history_of(lines, arm, 0).items()}
+    assert held == {0: [0], 1: [0], 2: [1], 3: [2]}
 
 
 @pytest.mark.slow

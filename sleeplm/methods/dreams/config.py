@@ -9,14 +9,16 @@ from sleeplm.core import checks
 SCORES = ("alignment", "norm", "random")
 REWARDS = ("agreement", "questions")
 MEASURES = ("logp", "accuracy")
+INTO = ("night", "new")
 
 
 @dataclasses.dataclass
 class DreamConfig:
-    """One round of dreaming: write, select, try, reward (section 6), and reinforce.
+    """A night's dreaming: rounds of write, select, try and reward (section 6), and what follows.
 
     The counts of dreams are the paper's (60 written, 15 kept); it gives neither k and b nor the
-    settings of a trial.
+    settings of a trial. What is said of a night is used where dreaming is part of one
+    (:mod:`sleeplm.methods.dreams.stage`).
 
     Attributes:
       dreams: m, written in a round.
@@ -45,6 +47,19 @@ class DreamConfig:
       writer_rank: of the dream writer's own adapters. writer_epochs, writer_learning_rate: of its
         fine-tuning in every round (Adam). writer_restarts: that begins anew each time, as ReST^EM
         does, instead of where the last round ended.
+      rounds: of a night. contexts: texts of the day that a round is written from. questions: of
+        the day, that a round is rewarded by where questions reward.
+      reinforce: whether rounds fine-tune the writer; without, the learner itself writes.
+      into: where accepted dreams go: ``night``, the expert that tonight has opened, or ``new``, one
+        of their own.
+      updates: that a night's dreams are learned in, a multiple of ``inner``; rows: of dreams in a
+        minibatch, and of every teacher's data; inner: minibatches between new samples of teachers.
+      absorb_learning_rate: of these updates; the rest of the optimiser is the night's.
+      past: weight of what the night's teachers tell beside dreams, 1 for that of the night; 0:
+        dreams alone.
+      gate: samples of earlier days that a night's dreaming is judged by; 0: never undone.
+      gate_margin: nats a token that these may become unlikelier.
+      gate_cluster: share of samples that may be one and the same text.
     """
 
     dreams: int = 60
@@ -74,17 +89,41 @@ class DreamConfig:
     writer_epochs: int = 4
     writer_learning_rate: float = 1e-3
     writer_restarts: bool = True
+    rounds: int = 2
+    contexts: int = 32
+    questions: int = 32
+    reinforce: bool = True
+    into: str = "night"
+    updates: int = 48
+    rows: int = 8
+    inner: int = 12
+    absorb_learning_rate: float = 5e-3
+    past: float = 1.0
+    gate: int = 64
+    gate_margin: float = 0.05
+    gate_cluster: float = 0.25
 
     @property
     def kept(self) -> int:
         """k + b, dreams that are tried."""
         return self.keep + self.extra
 
+    @property
+    def blocks(self) -> int:
+        """How often teachers tell anew while a night's dreams are learned."""
+        return self.updates // self.inner
+
+    @property
+    def width(self) -> int:
+        """Positions of a dream behind its context."""
+        return self.context_tokens + self.new_tokens
+
     def check(self, field: str) -> None:
         counts = ("dreams", "context_tokens", "new_tokens", "ngram", "chunk", "rank", "steps")
-        for name in (*counts, "writer_rank", "writer_epochs"):
+        nightly = ("rounds", "contexts", "questions", "updates", "rows", "inner")
+        for name in (*counts, *nightly, "writer_rank", "writer_epochs"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        for name in ("top_k", "sketch", "keep", "extra", "at_once", "memories"):
+        for name in ("top_k", "sketch", "keep", "extra", "at_once", "memories", "gate"):
             checks.integer(f"{field}.{name}", getattr(self, name))
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.require(
@@ -99,14 +138,17 @@ class DreamConfig:
             self.ngram,
             f"use at most new_tokens ({self.new_tokens})",
         )
-        for name in ("temperature", "worse"):
+        checks.divides(f"{field}.inner", self.inner, self.updates, f"{field}.updates")
+        for name in ("temperature", "worse", "past", "gate_margin"):
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
-        for name in ("learning_rate", "writer_learning_rate"):
+        checks.fraction(f"{field}.gate_cluster", self.gate_cluster)
+        for name in ("learning_rate", "writer_learning_rate", "absorb_learning_rate"):
             checks.positive(f"{field}.{name}", getattr(self, name))
         checks.finite(f"{field}.margin", self.margin)
         checks.one_of(f"{field}.score", self.score, SCORES)
         checks.one_of(f"{field}.reward", self.reward, REWARDS)
         checks.one_of(f"{field}.measure", self.measure, MEASURES)
+        checks.one_of(f"{field}.into", self.into, INTO)
         checks.fraction(f"{field}.hold", self.hold)
         checks.require(
             self.reward != "agreement" or 0 < self.hold < 1,

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,42 @@ WRITER = "writer"
 Round = Callable[[Variables, Mapping[str, Any], Array], tuple[Dreams, Metrics]]
 
 
+class Outcome(NamedTuple):
+    """What became of a round's dreams.
+
+    Attributes:
+      accepted: the k + b that were tried, their tokens weighed by their rewards.
+      written: all m. tried: the k + b before they were rewarded; both with weight where they count.
+      metrics: of the round.
+    """
+
+    accepted: Dreams
+    written: Dreams
+    tried: Dreams
+    metrics: Metrics
+
+
 def in_bases(path: tuple) -> bool:
     """Predicate on key paths: the MLPs of all levels, of which a dream's gradient is taken."""
     return label_of(path).endswith("/base")
 
 
-def round_of(
+def round_of(model: Model, config: DreamConfig, **parts: Any) -> Round:
+    """One round: ``(variables, batch, key) -> (k + b dreams, metrics)``.
+
+    The tokens of each dream are weighed by its reward, so that those that were not accepted have
+    no weight. It is :func:`whole_round`, of which only this is kept.
+    """
+    run = whole_round(model, config, **parts)
+
+    def accepted(variables: Variables, batch: Mapping[str, Any], key: Array):
+        outcome = run(variables, batch, key)
+        return outcome.accepted, outcome.metrics
+
+    return accepted
+
+
+def whole_round(
     model: Model,
     config: DreamConfig,
     *,
@@ -66,11 +96,10 @@ def round_of(
     objective: Objective | None = None,
     update: optax.GradientTransformation | None = None,
     trainable: Callable[[tuple], bool] = in_bases,
-) -> Round:
-    """One round: ``(variables, batch, key) -> (k + b dreams, metrics)``.
+) -> Callable[[Variables, Mapping[str, Any], Array], Outcome]:
+    """One round: ``(variables, batch, key) -> Outcome``.
 
-    The tokens of each dream are weighed by its reward, so that those that were not accepted have
-    no weight. A writer in ``params["writer"]`` writes; it is the plain learner that is tried.
+    A writer in ``params["writer"]`` writes; it is the plain learner that is tried.
 
     The batch has
 
@@ -100,7 +129,7 @@ def round_of(
         rank=config.rank, steps=config.steps, at_once=config.at_once,
     )  # fmt: skip
 
-    def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> tuple[Dreams, Metrics]:
+    def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> Outcome:
         write_key, score_key, choose_key, try_key, recall_key = jax.random.split(key, 5)
         given, batch = _prepared(model, config, variables, batch, recall_key)
         drawn, written = write(
@@ -130,7 +159,8 @@ def round_of(
             "trial_last": (jnp.sum(losses[:, -1] * kept), kept.sum()),
             **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
         }
-        return jax.lax.stop_gradient((accepted, add_metrics(written, metrics)))
+        tried = chosen.weighed(kept)
+        return jax.lax.stop_gradient(Outcome(accepted, drawn, tried, add_metrics(written, metrics)))
 
     return run
 
@@ -154,7 +184,7 @@ def dream(model: Model, config: DreamConfig, **parts: Any) -> Phase:
     ``state.private.told`` is the memory to learn. Nothing else of the learner moves.
 
     Args:
-      parts: of :func:`round_of`.
+      parts: of :func:`whole_round`.
     """
     run = round_of(model, config, **parts)
 
@@ -184,12 +214,10 @@ def given() -> Extract:
     return stateless(lambda variables, batch, key: batch)
 
 
-def no_dreams(config: DreamConfig) -> Dreams:
-    """k + b dreams of nothing, of the shapes that a round makes."""
-    empty = Contexts(
-        jnp.zeros((config.kept, config.context_tokens + config.new_tokens), jnp.int32),
-        jnp.zeros((config.kept,), jnp.int32),
-    )
+def no_dreams(config: DreamConfig, rounds: int = 1) -> Dreams:
+    """k + b dreams of nothing for every round, of the shapes that one makes."""
+    count = rounds * config.kept
+    empty = Contexts(jnp.zeros((count, config.width), jnp.int32), jnp.zeros((count,), jnp.int32))
     width = 1 + config.new_tokens if config.alone else empty.tokens.shape[1]
     return Dreams(whole(empty), whole(empty._replace(tokens=empty.tokens[:, :width])))
 

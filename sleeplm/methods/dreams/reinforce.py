@@ -50,22 +50,13 @@ def of_writer(objective: Objective) -> Objective:
     return run
 
 
-def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
-    """One round of ReST^EM: dream, then fine-tune the writer on the accepted dreams.
+def tutor(model: Model, config: DreamConfig) -> Phase:
+    """Fine-tunes the writer on the dreams that are its batch (:class:`Dreams`, weighed by reward).
 
-    ``repeat(rounds, reinforce(...))`` is the algorithm. The writer learns to write a dream behind
-    its context. Every fine-tuning has an optimiser of its own and, with ``config.writer_restarts``,
-    begins at the learner itself, as published; a round without accepted dreams leaves the writer
-    as it is, bit for bit. The private state is that of
-    :func:`~sleeplm.methods.dreams.dream.dream`: the round's accepted dreams.
-
-    Args:
-      parts: of :func:`~sleeplm.methods.dreams.dream.round_of`.
-
-    Raises:
-      ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).
+    Every fine-tuning has an optimiser of its own and, with ``config.writer_restarts``, begins at
+    the learner itself, as published; without accepted dreams the writer stays as it is, bit for
+    bit.
     """
-    run = round_of(model, config, **parts)
     learn = consolidate(
         given(),
         of_writer(language_model(model)),
@@ -73,6 +64,34 @@ def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
         trainable=in_adapters(WRITER),
         epochs=config.writer_epochs,
     )
+
+    def step(state: State, batch: Dreams, key: Array) -> tuple[State, Metrics]:
+        some = batch.mask.any()
+        if config.writer_restarts:
+            fresh = with_writer(state.params, config.writer_rank, key)
+            state = state.replace(params=tree.where(some, fresh, state.params))
+        state = state.replace(private=learn.init(state.params, key))
+        state, learned = learn.step(state, batch.written, key)
+        taught = (jnp.where(some, 1.0, 0.0), jnp.ones(()))
+        return state, {"writer_loss": learned["loss"], "writer_taught": taught}
+
+    return Phase(learn.init, step)
+
+
+def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
+    """One round of ReST^EM: dream, then fine-tune the writer on the accepted dreams.
+
+    ``repeat(rounds, reinforce(...))`` is the algorithm. The writer learns to write a dream behind
+    its context, see :func:`tutor`. The private state is that of
+    :func:`~sleeplm.methods.dreams.dream.dream`: the round's accepted dreams.
+
+    Args:
+      parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
+
+    Raises:
+      ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).
+    """
+    run, teach = round_of(model, config, **parts), tutor(model, config)
 
     def init(params: Params, key: Array) -> Dreams:
         del key
@@ -84,17 +103,7 @@ def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
     def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         dream_key, learn_key = jax.random.split(key)
         accepted, metrics = run(state.variables, batch, dream_key)
-        some = accepted.mask.any()
-        if config.writer_restarts:
-            fresh = with_writer(state.params, config.writer_rank, learn_key)
-            state = state.replace(params=tree.where(some, fresh, state.params))
-        state = state.replace(private=learn.init(state.params, learn_key))
-        state, learned = learn.step(state, accepted.written, learn_key)
-        metrics = {
-            **metrics,
-            "writer_loss": learned["loss"],
-            "writer_taught": (jnp.where(some, 1.0, 0.0), jnp.ones(())),
-        }
-        return state.replace(private=accepted), metrics
+        state, taught = teach.step(state, accepted, learn_key)
+        return state.replace(private=accepted), {**metrics, **taught}
 
     return Phase(init, step)

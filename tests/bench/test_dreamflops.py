@@ -1,0 +1,139 @@
+"""What dreaming costs: against what the compiler counts, and against what a night really writes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleeplm.bench import dreamflops, flops
+from sleeplm.bench.arms import build_arm
+from sleeplm.bench.costs import longer_updates
+from sleeplm.bench.presets import bench
+from sleeplm.core import tree
+from sleeplm.memory.levels import LevelConfig
+from sleeplm.methods import extract, frames
+from sleeplm.methods.adapters import beside, fresh_adapters
+from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.dreams import dream as rounds
+from sleeplm.methods.dreams import write
+from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.dream import in_bases
+from sleeplm.methods.dreams.write import Contexts, whole
+from sleeplm.methods.objectives import language_model
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.decode import generate
+from sleeplm.models.transformer import Model
+
+#: Straight-line code (the compiler counts a loop once), and experts that are gathered.
+CONFIG = ModelConfig(
+    **{"vocab_size": 128, "d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2},
+    max_len=32,
+    dispatch="gather",
+    levels=[
+        LevelConfig(name="fast", kind="graft", width=64, period=1, night=4),
+        LevelConfig(name="slow", width=128, slots=4, rank=8, top_k=2),
+    ],
+)
+ROWS, LENGTH, RANK = 4, 16, 8
+DREAM = DreamConfig(
+    **{"dreams": 6, "context_tokens": 8, "new_tokens": 4, "contexts": 5, "keep": 2, "extra": 1},
+    **{"memories": 3, "steps": 2, "updates": 6, "inner": 2, "rows": 2, "gate": 7, "rounds": 3},
+)
+
+
+def gradient_flops(of) -> float:
+    """What the compiler counts for the loss of a batch, and its gradient by ``of(params)``."""
+    model = Model(CONFIG)
+    memory = whole(Contexts(jnp.ones((ROWS, LENGTH), jnp.int32), jnp.full((ROWS,), LENGTH)))
+
+    def gradients(params):
+        chosen, put = of(params)
+
+        def loss(chosen):
+            variables = {"params": params, "slots": model.init_slots()}
+            return language_model(model)(put(variables, chosen), memory)[0]
+
+        return jax.value_and_grad(loss)(chosen)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.jit(gradients).lower(shapes).compile().cost_analysis()["flops"]
+
+
+def test_adapters_beside_their_matrices_cost_what_the_compiler_counts():
+    def of(params):
+        return fresh_adapters(params, RANK, jax.random.key(0)), beside
+
+    token = dreamflops.adapters(CONFIG, LENGTH, RANK)
+    assert ROWS * LENGTH * token == pytest.approx(gradient_flops(of), rel=0.1)
+
+
+def test_the_gradients_that_dreams_are_selected_by_cost_what_the_compiler_counts():
+    def of(params):
+        chosen, rest = tree.split(params, in_bases)
+        return chosen, lambda variables, mine: {**variables, "params": tree.merge(mine, rest)}
+
+    token = flops.train(CONFIG, LENGTH, "mlps")
+    assert ROWS * LENGTH * token == pytest.approx(gradient_flops(of), rel=0.1)
+
+
+def test_what_is_written_in_a_night_of_dreams_is_what_its_steps_write(tiny, monkeypatch):
+    teachers = [TeacherConfig("dusk", "today", times=2), TeacherConfig("dawn", "past", framed=True)]
+    sleep, model = tiny.config(teachers=teachers, alpha=1.0), tiny.model()
+    written = []
+
+    def counting(model, variables, prompts, *rest, max_new, **named):
+        written.append(len(prompts) * flops.decode(model.config, prompts.shape[1], max_new))
+        return generate(model, variables, prompts, *rest, max_new=max_new, **named)
+
+    for module in (rounds, write, extract, frames):
+        monkeypatch.setattr(module, "generate", counting)
+    made, state = tiny.learner(model, sleep, dream=DREAM)
+    contexts = {"tokens": np.ones((5, 8), np.int32), "length": np.full(5, 8)}
+    batch = {"contexts": contexts, "round": np.int32(0), "today": np.int32(1)}
+    batch["rows"] = np.arange(4, dtype=np.int32).reshape(2, 2)
+
+    def writes(step) -> float:
+        written.clear()
+        jax.eval_shape(step, state, batch, jax.random.key(0))  # only traced
+        return sum(written)
+
+    costs = dreamflops.a_round(model.config, sleep, DREAM)
+    assert costs["dreamt"] == pytest.approx(writes(made.dreaming.round))
+    costs = dreamflops.absorbing(model.config, sleep, DREAM)
+    assert costs["dreamt"] == pytest.approx(writes(made.dreaming.absorb))
+    width = sleep.cue_tokens + sleep.length - 1
+    read = 2 * DREAM.gate * width * flops.forward(model.config, width)
+    costs = dreamflops.gate(model.config, sleep, DREAM)
+    assert costs["gated"] - read == pytest.approx(writes(made.dreaming.end))
+
+
+def test_a_night_is_its_rounds_what_is_absorbed_and_the_gate(tiny):
+    sleep = tiny.config(alpha=1.0)
+    whole_night = dreamflops.night(CONFIG, sleep, DREAM)
+    a_round, absorbing = (
+        f(CONFIG, sleep, DREAM) for f in (dreamflops.a_round, dreamflops.absorbing)
+    )
+    assert whole_night["tried"] == 3 * a_round["tried"]
+    assert whole_night["dreamt"] == pytest.approx(3 * (a_round["dreamt"] + absorbing["dreamt"]))
+    without = dataclasses.replace(DREAM, score="random", reinforce=False)
+    assert {"selected", "reinforced"}.isdisjoint(dreamflops.night(CONFIG, sleep, without))
+    alone = dreamflops.absorbing(CONFIG, sleep, dataclasses.replace(DREAM, past=0.0))
+    assert alone["dreamt"] == 0 and alone["absorbed"] < absorbing["absorbed"] / 3
+
+
+def test_the_control_without_dreams_costs_as_much_as_sleep_with_them():
+    config = bench()
+    usual = sum(flops.night(config.model, config.sleep).values())
+    dreams = sum(dreamflops.night(config.model, config.sleep, config.dream).values())
+    longer = build_arm("sleep_longer", config, classes=0)
+    assert longer.dream is None
+    cost = sum(flops.night(config.model, longer.sleep).values())
+    one_extraction = usual / config.sleep.blocks
+    assert cost == pytest.approx(usual + dreams, abs=one_extraction / 2)
+    wanted = longer_updates(config.model, config.sleep, config.dream)
+    assert wanted > config.sleep.updates
+    assert vars(longer.sleep) == {**vars(config.sleep), "updates": longer.sleep.updates}
