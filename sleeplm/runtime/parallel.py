@@ -129,10 +129,14 @@ def shard(batch: PyTree, mesh: Mesh, *, axis: RowAxis = None, specs: Specs = bat
     Args:
       batch: host (numpy) or jax arrays.
       axis: None: :func:`row_axes`.
+
+    Raises:
+      ConfigError: processes would have to give the same rows.
     """
     parts = specs(batch, axis or row_axes(mesh))
 
     def place(x: Any, spec: PartitionSpec) -> jax.Array:
+        _check_processes(mesh, spec)
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(x))
 
     return jax.tree.map(place, batch, parts)
@@ -309,6 +313,20 @@ class _Compiled:
 
     def lower(self, state: PyTree, batch: PyTree, key: jax.Array) -> Any:
         return self._for(state, batch).lower(state, batch, key)
+
+
+def _check_processes(mesh: Mesh, spec: PartitionSpec) -> None:
+    """Refuses a mesh in which several processes hold the same piece of what is spread."""
+    spread = [a for part in spec for a in ((part,) if isinstance(part, str) else part or ())]
+    if not spread or jax.process_count() == 1:
+        return
+    process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    first = [mesh.axis_names.index(axis) for axis in spread]
+    pieces = np.moveaxis(process, first, range(len(first)))
+    pieces = pieces.reshape(_count(mesh, tuple(spread)), -1)
+    if (pieces != pieces[:, :1]).any():
+        remedy = f"processes share rows: name {', '.join(spread)} first, and the others last"
+        raise ConfigError("mesh", dict(mesh.shape), remedy)
 
 
 def _count(mesh: Mesh, axis: RowAxis) -> int:

@@ -103,7 +103,7 @@ def state_specs(
     Raises:
       ConfigError: an array that no rule names.
     """
-    stacked = np.ndim(getattr(state, "key", ())) > 0 if learners is None else learners
+    stacked = _are_learners(state) if learners is None else learners
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
         axes = axes_of(_name(path), np.shape(leaf), rules, stacked)
@@ -128,7 +128,7 @@ def kept_whole(
     state: PyTree, mesh: Mesh, *, rules: Sequence[Rule] = LEAVES, learners: bool | None = None
 ) -> list[str]:
     """One line for each dimension that would be spread, if its mesh axes divided it."""
-    stacked = np.ndim(getattr(state, "key", ())) > 0 if learners is None else learners
+    stacked = _are_learners(state) if learners is None else learners
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name, shape = _name(path), np.shape(leaf)
@@ -226,6 +226,10 @@ def placed_shapes(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) ->
         state,
         shardings(state, mesh, specs),
     )
+
+
+def _are_learners(state: PyTree) -> bool:
+    return np.ndim(getattr(state, "key", 0)) > 0
 
 
 def _name(path: tuple) -> str:
