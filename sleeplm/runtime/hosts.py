@@ -19,7 +19,7 @@ from sleeplm.core import checks
 
 #: Exit status of a process that has lost another: start all of them again.
 AGAIN = 42
-PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
+PATIENCE = 30  # seconds without a sign of life after which a process counts as lost
 
 
 @contextlib.contextmanager

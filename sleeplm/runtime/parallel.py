@@ -74,7 +74,7 @@ def batch_specs(batch: PyTree, axis: RowAxis = DATA) -> PyTree:
     * night, ``{"rows" [T, B], "today"}``: B over the devices, the rest on every device;
     * wake, ``{"tokens", "segments" [B, L]}``: B over the devices;
     * dreaming, ``{"contexts": {"tokens" [n, C], "length" [n]}, ...}``: n over the devices, the rest
-      on every device;
+      on every device (a night's rows too, at which dreams do not look);
     * cues, ``{"tokens" [n, C], "length" [n], "today"}``: all on every device.
 
     More axes may stand in front, as :func:`sleeplm.core.phase.repeat` wants them.
@@ -87,11 +87,11 @@ def batch_specs(batch: PyTree, axis: RowAxis = DATA) -> PyTree:
     """
     names = set(batch) if isinstance(batch, Mapping) else set()
     split: dict[str, PyTree]
-    if "rows" in names:
-        split = {"rows": _at(np.ndim(batch["rows"]) - 1, axis)}
-    elif "contexts" in names:
-        at = np.ndim(jax.tree.leaves(batch["contexts"])[0]) - 2
+    if "contexts" in names:
+        at = np.ndim(batch["contexts"]["length"]) - 1
         split = {"contexts": jax.tree.map(lambda _: _at(at, axis), batch["contexts"])}
+    elif "rows" in names:
+        split = {"rows": _at(np.ndim(batch["rows"]) - 1, axis)}
     elif names == {"tokens", "segments"}:
         split = {name: _at(np.ndim(batch[name]) - 2, axis) for name in names}
     elif names == {"tokens", "length", "today"}:

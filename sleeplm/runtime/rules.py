@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -201,12 +202,13 @@ def shardings(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyT
 
 
 def place(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyTree:
-    """The learner, every array where ``specs`` puts it. With several processes all give the same.
+    """A copy of the learner, every array where ``specs`` puts it.
 
-    Its old buffers may be shared by the new ones: do not use the old state after a step that
-    donates the new.
+    With several processes all give the same learner.
     """
-    return jax.device_put(state, shardings(state, mesh, specs))
+    # A device that has an array whole keeps its buffer: a step that donates what is placed would
+    # take the original with it.
+    return jax.device_put(jax.tree.map(jnp.copy, state), shardings(state, mesh, specs))
 
 
 def born(make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs):

@@ -64,6 +64,6 @@ def live(directory: str, steps: int, mesh: jax.sharding.Mesh, die: int | None = 
 
 if __name__ == "__main__":
     directory, coordinator, processes, process, steps, shape, *die = sys.argv[1:]
-    with joined(coordinator, int(processes), int(process), patience=20):
+    with joined(coordinator, int(processes), int(process)):
         mesh = parallel.mesh(json.loads(shape))
         print(json.dumps(live(directory, int(steps), mesh, *map(int, die))), flush=True)
