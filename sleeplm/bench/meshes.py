@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core import checks
-from sleeplm.core.errors import ConfigError
+from sleeplm.core.errors import ConfigError, SleepError
 from sleeplm.core.phase import consolidate
 from sleeplm.core.types import Array, Metrics, Phase, PyTree, State
 from sleeplm.memory.cues import remember
@@ -43,6 +43,10 @@ from sleeplm.runtime.rules import AXES, REPLICA, place, state_specs
 TOLERANCE = 1e-5
 SIZES = (1, 2, 4, 8)
 ROWS, LENGTH, CUE = 16, 12, 4
+FAST = LevelConfig("fast", kind="graft", width=16, period=1, night=4, learning_rate=3e-3)
+SLOW = LevelConfig(
+    "slow", width=16, period=2, optimizer="sgd", learning_rate=0.1, slots=3, rank=8, top_k=2
+)
 MODEL = Model(
     ModelConfig(
         vocab_size=40,
@@ -51,19 +55,7 @@ MODEL = Model(
         n_heads=8,
         n_kv_heads=4,  # fewer than 8 devices: cut through the width of a head
         max_len=16,
-        levels=[
-            LevelConfig("fast", kind="graft", width=16, period=1, night=4, learning_rate=3e-3),
-            LevelConfig(
-                "slow",
-                width=16,
-                period=2,
-                optimizer="sgd",
-                learning_rate=0.1,
-                slots=3,
-                rank=8,
-                top_k=2,
-            ),
-        ],
+        levels=[FAST, SLOW],
         tie_embeddings=False,
         scan_layers=True,
     )
@@ -349,4 +341,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except SleepError as error:
+        sys.exit(f"meshes: {error}")

@@ -211,7 +211,9 @@ def place(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyTree:
     return jax.device_put(jax.tree.map(jnp.copy, state), shardings(state, mesh, specs))
 
 
-def born(make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs):
+def born(
+    make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs
+) -> PyTree:
     """``make(*args)``, made in its place: no device ever holds what is not its own."""
     shapes = jax.eval_shape(make, *args)
     return jax.jit(make, out_shardings=shardings(shapes, mesh, specs))(*args)
