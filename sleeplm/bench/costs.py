@@ -38,8 +38,8 @@ def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, in
 
 def rows_of(sleep: SleepConfig) -> list[int]:
     """Rows that each teacher's data sets have for every row of a minibatch."""
-    writers = (sleep.lam < 1) + (sleep.lam > 0)
-    return [writers * one.times + bool(one.imitate and sleep.alpha < 1) for one in sleep.teachers]
+    writers = len(sleep.writers)
+    return [writers * one.times + (one.imitate and sleep.imitates) for one in sleep.teachers]
 
 
 def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, float]:

@@ -260,7 +260,7 @@ def _probe(arm: Arm) -> Any:
 
 def _is_judged(arm: Arm) -> bool:
     """Whether its nights ask a judge that reads text."""
-    imitates = arm.sleep.alpha < 1 and any(teacher.imitate for teacher in arm.sleep.teachers)
+    imitates = arm.sleep.imitates and any(teacher.imitate for teacher in arm.sleep.teachers)
     tells = arm.follows_schedule and arm.archive == "none"
     return arm.sleep.judge == "minilm" and tells and imitates
 
