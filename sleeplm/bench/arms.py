@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.bench.costs import replay_updates
+from sleeplm.bench.sweep import settings_of, varying, with_setting
 from sleeplm.core import checks
 from sleeplm.core.phase import scope, tick
 from sleeplm.core.types import Array, Params, Phase, PyTree, State, Variables
@@ -34,45 +35,11 @@ from sleeplm.methods.learner import (
 )
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.packing import packed
+from sleeplm.methods.settings import tuned_learner
 from sleeplm.methods.wake import wake
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
-
-
-@dataclasses.dataclass
-class BaselineConfig:
-    """Settings of the control arms.
-
-    Attributes:
-      sft_learning_rate: of AdamW over all parameters (``sft_all``, ``ewc``).
-      ewc_strength: weight of the quadratic penalty. ewc_rows: texts of a day, and of pretraining,
-        that its Fisher information is measured on.
-      lora_rank, lora_learning_rate: of the adapter on every matrix (``lora_sequential``).
-      slow_period, slow_learning_rate: pace of the slow level where it learns awake
-        (``cms_without_seeding``).
-      base_learning_rate: of nights that move the receiver's own MLP
-        (``fixed_capacity_on_policy``).
-      pool_learning_rate: of nights that move all experts (``equal_capacity_moe``).
-    """
-
-    sft_learning_rate: float = 1e-3
-    ewc_strength: float = 10.0
-    ewc_rows: int = 512
-    lora_rank: int = 16
-    lora_learning_rate: float = 1e-3
-    slow_period: int = 30
-    slow_learning_rate: float = 3e-4
-    base_learning_rate: float = 1e-3
-    pool_learning_rate: float = 1e-2
-
-    def check(self, field: str) -> None:
-        for name in ("sft", "lora", "slow", "base", "pool"):
-            rate = f"{name}_learning_rate"
-            checks.positive(f"{field}.{rate}", getattr(self, rate))
-        for name in ("ewc_rows", "lora_rank", "slow_period"):
-            checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        checks.at_least(f"{field}.ewc_strength", self.ewc_strength, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,7 +319,7 @@ WITHOUT_LEVELS_NIGHTS = frozenset((*_AWAKE, *_PLAIN))
 
 
 def build_arm(name: str, config: Any, classes: int) -> Arm:
-    """The arm of that name.
+    """The arm of that name; what a sweep varies its learner reads from its state.
 
     Args:
       config: a :class:`~sleeplm.bench.retention.RetentionConfig`.
@@ -361,12 +328,16 @@ def build_arm(name: str, config: Any, classes: int) -> Arm:
     Raises:
       ConfigError: the arm is for labelled worlds only, or its night cannot work with these sizes.
     """
-    if name != "inca":
-        arm = ARMS[name](config)
-        arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
-        return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
-    checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
-    return _inca(config, classes)
+    first = with_setting(config, settings_of(config)[0])
+    if name == "inca":
+        checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
+        return _inca(first, classes)  # learns nothing by any number
+    arm = ARMS[name](first)
+    arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
+    if names := varying(config):
+        tuned = tuned_learner(lambda own: ARMS[name](own).learner, first, names)
+        arm = dataclasses.replace(arm, learner=tuned)
+    return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
 
 
 #: Every arm by name; build them with :func:`build_arm`.

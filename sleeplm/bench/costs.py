@@ -89,7 +89,7 @@ def moved_parameters(bench: Any, arm: Any, nights: int) -> int:
     """Parameters that may hold what one learner learned by the end of its life."""
     model = arm.model.config
     if arm.trains == "everything":
-        return tree.size(bench.params) // bench.config.seeds
+        return tree.size(bench.params) // len(bench.learners)
     if arm.trains == "adapters":
         return adapter_parameters(bench, bench.config.baselines.lora_rank)
     if arm.trains == "nothing":

@@ -141,7 +141,7 @@ class SleepConfig:
 
     @property
     def writers(self) -> list[tuple[str, float]]:
-        """Who writes what is distilled, with their shares; whose share is a constant 0, does not."""
+        """Who writes what is distilled, and the share of each; a constant share of 0 is none."""
         shares = (("teacher", 1.0 - self.lam), ("student", self.lam))
         return [(who, share) for who, share in shares if not checks.is_constant(share, 0)]
 
