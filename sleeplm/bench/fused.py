@@ -50,7 +50,13 @@ def tiny() -> Life:
     """A learner of a few thousand parameters, with rollouts and imitation."""
     fast = LevelConfig("fast", kind="graft", width=16, period=1, night=STEPS)
     slow = LevelConfig("slow", width=64, slots=4, rank=4, top_k=2)
-    shape = {"vocab_size": 256, "d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1}
+    shape: dict[str, Any] = {
+        "vocab_size": 256,
+        "d_model": 32,
+        "n_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+    }
     sleep = evening(updates=8, inner=4, epochs=1, rows=8, length=24, lam=0.5, alpha=0.5)
     return Life(ModelConfig(**shape, levels=[fast, slow]), sleep)
 

@@ -12,6 +12,7 @@ What a number decides about the program itself (a ``lam`` of 0 leaves rollouts o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -94,7 +95,7 @@ def tuned_learner(build: Callable[[C], Learner], config: C, names: Iterable[str]
 
     def tuned_rest(i: int, rest: Rest) -> Rest:
         if rest.merge is not None:
-            begin, seed, end = (late(lambda own, k=k: _merge(own, i)[k]) for k in range(3))
+            begin, seed, end = (late(functools.partial(_merge, i=i, k=k)) for k in range(3))
             rest = rest._replace(merge=(begin, seed, end))
         return rest._replace(
             begin=late(lambda own: own.rests[i].begin),
@@ -110,10 +111,10 @@ def tuned_learner(build: Callable[[C], Learner], config: C, names: Iterable[str]
     )
 
 
-def _merge(own: Learner, i: int) -> tuple[Step, Step, Step]:
+def _merge(own: Learner, i: int, k: int) -> Step:
     merge = own.rests[i].merge
     assert merge is not None  # whether pools merge is no number
-    return merge
+    return merge[k]
 
 
 def _parts(name: str) -> list[str | int]:

@@ -204,14 +204,15 @@ def test_a_learner_with_settings_of_its_own_keeps_the_laws(tiny, base, tmp_path)
 def test_numbers_in_the_state_change_no_type_of_what_is_learned(tiny, base, optimizer):
     levels = [dataclasses.replace(base.model.levels[0], optimizer=optimizer), base.model.levels[1]]
     model = dataclasses.replace(base.model, levels=levels, param_dtype="bfloat16")
-    config = Both(model, dataclasses.replace(base.sleep, optimizer=optimizer))
+    settings = {"optimizer": optimizer, "pool": "merge_balanced"}
+    config = Both(model, dataclasses.replace(base.sleep, **settings))
     made = tuned_learner(build, config, RANGES)
     state = jax.eval_shape(lambda key: made.init(Model(model).init(key), key), KEY)
     (rest,) = made.rests
     night = tiny.rows(config.sleep)
     for step, batch in (
         *((made.wake, tiny.text(0)), (made.write_cues, {"today": np.int32(0)})),
-        *((rest.begin, night), (rest.seed, night), (rest.end, night)),
+        *((step, night) for step in (rest.begin, rest.seed, rest.end, *rest.merge)),
     ):
         assert jax.eval_shape(step, state, batch, KEY)[0] == state
 
