@@ -11,6 +11,9 @@ An experiment file names its sweeps with functions; a plain generator is an axis
     def sweep_grid():
         sizes = zipit(sweep("days", (4, 8)), sweep("facts_per_day", (60, 30)))
         return product(sizes, fixed("world", "biographies"), vmap(sweep("seed", range(4))))
+
+    def sweep_fused():
+        return vmap(product(sweep("sleep.lam", (0.2, 0.5)), sweep("sleep.alpha", (0.8, 0.9))))
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sleeplm.core.checks import is_integer
+from sleeplm.core.checks import is_finite, is_integer, require
 from sleeplm.core.errors import ConfigError
 
 Settings = dict[str, Any]
 Axis = Iterable[Mapping[str, Any]]
-#: What learners that live side by side differ in: learner e has both fields + e.
+#: What seeds that live side by side differ in: seed e has both fields + e.
 FUSED = ("seed", "world_seed")
+#: The field in which an experiment takes other numbers that vary, ``{field: values}``.
+SWEEP = "sweep"
 
 
 def sweep(field: str, values: Iterable[Any]) -> list[Settings]:
@@ -64,19 +69,23 @@ def vmap(axis: Axis) -> list[Settings]:
     """One trial for a whole axis: its learners live side by side in one compiled program.
 
     Args:
-      axis: consecutive values of ``seed``. As with ``seeds`` in every experiment, learner e lives
-        in the world ``world_seed + e``; the same trials one by one are therefore
+      axis: consecutive values of ``seed``, or numbers of other fields (which ones an experiment
+        can fuse it says when the sweep is expanded). As with ``seeds`` in every experiment,
+        seed e lives in the world ``world_seed + e``; the same trials one by one are therefore
         ``zipit(sweep("seed", ...), sweep("world_seed", ...))``, which may also be given here.
+        Seeds and numbers are crossed as two axes, ``product(vmap(...), vmap(...))``, in one trial.
 
     Raises:
-      ConfigError: the axis varies anything else, or its values are not consecutive.
+      ConfigError: the axis varies anything else, or seeds are not consecutive.
     """
     entries = [dict(settings) for settings in axis]
     if not entries:
         raise ConfigError("vmap", [], "the axis has no settings to fuse")
     fields = sorted({field for settings in entries for field in settings})
+    if not set(fields) & {*FUSED, "seeds"}:
+        return _numbers(entries, fields)
     if "seed" not in fields or not set(fields) <= set(FUSED):
-        remedy = "only seeds can be fused into one program: leave vmap out, each is then a trial"
+        remedy = "seeds and numbers are axes of their own: product(vmap(...), vmap(...))"
         raise ConfigError("vmap", fields, remedy)
     for field in fields:
         values: list[Any] = [settings.get(field) for settings in entries]
@@ -84,6 +93,16 @@ def vmap(axis: Axis) -> list[Settings]:
         if not is_integer(first) or values != [first + e for e in range(len(values))]:
             raise ConfigError("vmap", values, f"must be consecutive integers of {field}")
     return [{field: entries[0][field] for field in fields} | {"seeds": len(entries)}]
+
+
+def _numbers(entries: list[Settings], fields: list[str]) -> list[Settings]:
+    """Settings of numbers as one trial that sweeps them inside."""
+    for settings in entries:
+        for field in fields:
+            value = settings.get(field)
+            remedy = "only seeds and numbers, in every settings of the axis, can be fused"
+            require(is_finite(value), field, value, f"{remedy}: leave vmap out")
+    return [{SWEEP: {field: [settings[field] for settings in entries] for field in fields}}]
 
 
 def merge(parts: Iterable[Mapping[str, Any]]) -> Settings:
@@ -97,6 +116,8 @@ def merge(parts: Iterable[Mapping[str, Any]]) -> Settings:
         for field in part:
             if field in merged:
                 remedy = "is set by two axes that are crossed: leave it out of one"
+                if field == SWEEP:
+                    remedy = "two fused axes: cross them inside, vmap(product(axis, axis))"
                 raise ConfigError(field, part[field], remedy)
         merged |= part
     return merged

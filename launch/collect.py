@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from launch.axes import SWEEP
 from launch.lease import EXPIRY, lease_age, process_lives, read_lease
 from launch.stores import is_remote, write_whole
 from launch.trials import Trial, directory_of, read_trials
@@ -130,12 +131,15 @@ def _at_work(directory: epath.Path) -> bool:
 
 def _rows(trial: Trial, run: pathlib.Path) -> list[dict[str, Any]]:
     report = summarize(read_results(run), str(run / RESULTS))
-    settings = {field: _cell(value) for field, value in trial.settings.items()}
-    return [
-        {"trial": trial.id, **settings, "arm": name, "learners": arm["seeds"]}
-        | {figure: spread["mean"] for figure, spread in arm["figures"].items()}
-        for name, arm in report["arms"].items()
-    ]
+    common = {field: _cell(x) for field, x in trial.settings.items() if field != SWEEP}
+    rows = []
+    for name, arm in report["arms"].items():
+        # Settings that were swept inside stand where those of trials one by one would.
+        inside = arm.get("settings", {})
+        plain_name = name.partition("@")[0] if inside else name
+        row = {"trial": trial.id, **common, **inside, "arm": plain_name, "learners": arm["seeds"]}
+        rows.append(row | {figure: s["mean"] for figure, s in arm["figures"].items()})
+    return rows
 
 
 def _cell(value: Any) -> Any:

@@ -100,7 +100,7 @@ def _check_settings(name: str, entry: Any) -> None:
         raise ConfigError("sweep", entry, remedy)
     for field, value in entry.items():
         if not _plain(value):
-            remedy = "must be a finite number, text, true or false, none, or a list of these"
+            remedy = "must be a finite number, text, true or false, none, or lists of these"
             raise ConfigError(field, value, remedy)
 
 
@@ -108,6 +108,8 @@ def _plain(value: Any) -> bool:
     """Whether JSON can hold the value and give it back the same."""
     if isinstance(value, list | tuple):
         return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _plain(part) for name, part in value.items())
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, int | str)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sleeplm.bench import plain_arms as plain
-from sleeplm.bench.arm import Arm, BaselineConfig
+from sleeplm.bench.arm import Arm
 from sleeplm.bench.costs import longer_updates, replay_updates
+from sleeplm.bench.sweep import settings_of, varying, with_setting
 from sleeplm.core import checks
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, paper_v2
 from sleeplm.methods.dreams.config import DreamConfig
@@ -21,10 +22,11 @@ from sleeplm.methods.extract import mix, raw_text
 from sleeplm.methods.learner import learner
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.packing import packed
+from sleeplm.methods.settings import tuned_learner
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
-__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "BaselineConfig", "build_arm"]
+__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "build_arm"]
 
 
 def _seeded(config: Any, sleep: SleepConfig, **more: Any) -> Arm:
@@ -148,7 +150,7 @@ WITHOUT_LEVELS_NIGHTS = frozenset((*_AWAKE, *_PLAIN))
 
 
 def build_arm(name: str, config: Any, classes: int) -> Arm:
-    """The arm of that name.
+    """The arm of that name; what a sweep varies its learner reads from its state.
 
     Args:
       config: a :class:`~sleeplm.bench.retention.RetentionConfig`.
@@ -157,16 +159,20 @@ def build_arm(name: str, config: Any, classes: int) -> Arm:
     Raises:
       ConfigError: the arm is for labelled worlds only, or its night cannot work with these sizes.
     """
-    if name != "inca":
-        if name in DREAMING:
-            check_dreaming(config)
-        arm = ARMS[name](config)
-        arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
-        if arm.dream is not None:
-            arm.dream.check(f"{name}: dream")
-        return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
-    checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
-    return plain.inca(config, classes)
+    first = with_setting(config, settings_of(config)[0])
+    if name == "inca":
+        checks.require(classes > 0, "arms", name, f"needs a labelled world, not {config.world!r}")
+        return plain.inca(first, classes)  # learns nothing by any number
+    if name in DREAMING:
+        check_dreaming(config)
+    arm = ARMS[name](first)
+    arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
+    if arm.dream is not None:
+        arm.dream.check(f"{name}: dream")
+    if names := varying(config):
+        tuned = tuned_learner(lambda own: ARMS[name](own).learner, first, names)
+        arm = dataclasses.replace(arm, learner=tuned)
+    return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
 
 
 def check_dreaming(config: Any) -> None:

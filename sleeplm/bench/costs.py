@@ -69,8 +69,8 @@ def _dream_tokens(
 
 def rows_of(sleep: SleepConfig) -> list[int]:
     """Rows that each teacher's data sets have for every row of a minibatch."""
-    writers = (sleep.lam < 1) + (sleep.lam > 0)
-    return [writers * one.times + bool(one.imitate and sleep.alpha < 1) for one in sleep.teachers]
+    writers = len(sleep.writers)
+    return [writers * one.times + (one.imitate and sleep.imitates) for one in sleep.teachers]
 
 
 def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, float]:
@@ -141,7 +141,7 @@ def moved_parameters(bench: Any, arm: Any, nights: int) -> int:
     """Parameters that may hold what one learner learned by the end of its life."""
     model = arm.model.config
     if arm.trains == "everything":
-        return tree.size(bench.params) // bench.config.seeds
+        return tree.size(bench.params) // len(bench.learners)
     if arm.trains == "adapters":
         return adapter_parameters(bench, bench.config.baselines.lora_rank)
     if arm.trains == "nothing":

@@ -154,14 +154,12 @@ def night(
 
     for teacher in sleep.teachers:
         cue = sleep.cue_tokens + (WIDTH - 1 if teacher.framed else 0)
-        for share, reads in ((1.0 - sleep.lam, 0.0), (sleep.lam, read)):
-            if share == 0:
-                continue
+        for writer, _ in sleep.writers:
             sampled += rows * teacher.times * write(cue, length - 1)
             sampled += TEXTS * write(1, WIDTH + 1) if teacher.framed else 0.0
-            graded += rows * teacher.times * reads
+            graded += rows * teacher.times * (read if writer == "student" else 0.0)
             sequences += teacher.times
-        if teacher.imitate and sleep.alpha < 1:
+        if teacher.imitate and sleep.imitates:
             told = rows // sleep.group * write(sleep.cue_tokens, length - 1)
             sampled += told + rows * write(length, length - 1)
             texts = (1 + 1 / sleep.group) * length  # as if all differed, a piece for each token
@@ -176,7 +174,7 @@ def night(
         width,
         "base" if sleep.into == "base" else "expert",
         level=receiver,
-        student_logits=1 if sleep.alpha == 1 else 2,
+        student_logits=2 if sleep.imitates else 1,
         teacher_logits=1,
         open_experts=open_experts,
     )

@@ -91,14 +91,16 @@ def read_learner(
     configs.check(config)
     name = arm or next((a for a in config.arms if a not in WITHOUT_LEVELS_NIGHTS), config.arms[0])
     checks.one_of("arm", name, config.arms)
-    remedy = f"must be one of 0 to {config.seeds - 1}"
-    checks.require(0 <= learner < config.seeds, "learner", learner, remedy)
+    learners = learners_of(config)
+    remedy = f"must be one of 0 to {len(learners) - 1}"
+    checks.require(0 <= learner < len(learners), "learner", learner, remedy)
     beside = name in ("inca", "lora_sequential")
     remedy = "cannot be exported: what it learns stands beside its parameters"
     checks.require(not beside, "arm", name, remedy)
-    built = build_arm(name, config, classes=0)
-    state = _last_state(directory, config, name, built, warn)
-    alone = learners_of(config)[learner]
+    state = _last_state(directory, config, name, build_arm(name, config, classes=0), warn)
+    alone = learners[learner]
+    built = build_arm(name, alone, classes=0)
+    world = results["world"]["digests"][learner % config.seeds]
     lines = [line for line in read_metrics(directory / METRICS) if line["stage"] == name]
     return Lived(
         config=alone,
@@ -108,14 +110,14 @@ def read_learner(
         origin={
             "run": results["digest"],
             "world": config.world,
-            "world_digest": results["world"]["digests"][learner],
+            "world_digest": world,
             "arm": name,
             "learner": learner,
             "seed": alone.seed,
             "world_seed": alone.world_seed,
             "sleep": dataclasses.asdict(built.sleep),
         },
-        world=results["world"]["digests"][learner],
+        world=world,
     )
 
 

@@ -29,6 +29,7 @@ from sleeplm.bench.general import general_loss
 from sleeplm.bench.life import Life
 from sleeplm.bench.material import Material, archive_of, context_papers, cues_of
 from sleeplm.bench.streams import DayStreams, JointStream, StackedStreams
+from sleeplm.bench.sweep import settings_of, varying, with_setting
 from sleeplm.bench.textscores import TextScores
 from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import is_labelled
@@ -37,6 +38,7 @@ from sleeplm.core.types import Array, Params, Phase, PyTree, State
 from sleeplm.data.streams import batches_per_epoch
 from sleeplm.methods.judges import SemanticJudge, names_agree, semantic_judge
 from sleeplm.methods.schedule import look
+from sleeplm.methods.settings import value_of, with_settings
 from sleeplm.models.graft import graft
 from sleeplm.pretrained.minilm import minilm
 from sleeplm.runtime.metrics import read_metrics
@@ -118,11 +120,12 @@ def steps_of(config: Any, materials: Sequence[Material]) -> list[int]:
 
 
 def learners_of(config: Any) -> list[Any]:
-    """The configuration of every learner alone: with a seed and a world of its own."""
-    return [
-        dataclasses.replace(config, seed=config.seed + e, world_seed=config.world_seed + e, seeds=1)
-        for e in range(config.seeds)
+    """The configuration of every learner alone: with a seed, a world and a setting of its own."""
+    seeds = [
+        dataclasses.replace(config, seed=config.seed + s, world_seed=config.world_seed + s, seeds=1)
+        for s in range(config.seeds)
     ]
+    return [with_setting(one, settings) for settings in settings_of(config) for one in seeds]
 
 
 def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
@@ -138,16 +141,21 @@ def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
 def newborns(bench: Bench, arm: Arm) -> State:
     """The learners of an arm at the start of their lives."""
     watch = _watch(bench, arm)
+    settings = {
+        name: jnp.float32([value_of(one, name) for one in bench.learners])
+        for name in varying(bench.config)
+    }
 
-    def make(params: Params, key: Array) -> State:
+    def make(params: Params, key: Array, settings: dict[str, Array]) -> State:
         grafted = graft(arm.model, params, jax.random.fold_in(key, 1))
         state = arm.learner.init(grafted, jax.random.fold_in(key, 2))
+        state = with_settings(state, settings)
         if watch is None:
             return state
         private = {**state.private, "schedule": watch.init(state.params, key)}
         return state.replace(private=private)
 
-    return jax.jit(jax.vmap(make))(bench.params, bench.keys)
+    return jax.jit(jax.vmap(make))(bench.params, bench.keys, settings)
 
 
 def _watch(bench: Bench, arm: Arm) -> Phase | None:
@@ -285,7 +293,7 @@ def _probe(arm: Arm) -> Any:
 
 def _is_judged(arm: Arm) -> bool:
     """Whether its nights ask a judge that reads text."""
-    imitates = arm.sleep.alpha < 1 and any(teacher.imitate for teacher in arm.sleep.teachers)
+    imitates = arm.sleep.imitates and any(teacher.imitate for teacher in arm.sleep.teachers)
     tells = arm.follows_schedule and arm.archive == "none"
     return arm.sleep.judge == "minilm" and tells and imitates
 
@@ -293,7 +301,7 @@ def _is_judged(arm: Arm) -> bool:
 def _night_batch(bench: Bench, arm: Arm) -> PyTree:
     """What nights are handed beside rows: raw texts, or labelled ones; padded alike."""
     if _is_judged(arm):
-        return {"reader": jnp.arange(bench.config.seeds, dtype=jnp.int32)}
+        return {"reader": jnp.arange(len(bench.learners), dtype=jnp.int32)}
     if arm.archive == "none":
         return {}
     make = labelled_of if arm.archive == "labelled" else archive_of

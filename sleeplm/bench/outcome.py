@@ -9,6 +9,7 @@ import numpy as np
 from sleeplm.bench.arm import Arm
 from sleeplm.bench.costs import flops_of, moved_parameters, tokens_of
 from sleeplm.bench.lives import Bench
+from sleeplm.bench.sweep import arm_name, settings_of
 from sleeplm.bench.textscores import NAMES
 from sleeplm.bench.worlds import has_passages
 from sleeplm.core import tree
@@ -20,7 +21,10 @@ WORDING = "held-out questions, greedy answers, exact match"
 
 
 def outcomes(bench: Bench, run: Run, arms: dict[str, Arm]) -> dict[str, Any]:
-    """The content of ``results.json``; an arm is a list of its learners."""
+    """The content of ``results.json``; an arm is a list of its learners.
+
+    Of a sweep, every arm with every setting is an arm of its own: its learners are seeds.
+    """
     records = read_metrics(run.directory / METRICS)
     config, curriculum = bench.config, bench.materials[0].curriculum
     if has_passages(config):  # learners read passages with more questions or fewer
@@ -37,15 +41,17 @@ def outcomes(bench: Bench, run: Run, arms: dict[str, Arm]) -> dict[str, Any]:
             "texts_per_day": [len(day) for day in curriculum.days],
             **sizes,
             "pretrain_texts": len(curriculum.pretrain),
-            "digests": [digest(material.curriculum) for material in bench.materials],
-            "backbone_parameters": tree.size(bench.params) // config.seeds,
+            "digests": [digest(m.curriculum) for m in bench.materials[: config.seeds]],
+            "backbone_parameters": tree.size(bench.params) // len(bench.learners),
         },
         "arms": {
-            name: [
+            arm_name(name, settings): [
                 _learner(bench, run, name, arm, [r for r in records if r["stage"] == name], e)
-                for e in range(config.seeds)
+                | ({"settings": settings} if settings else {})
+                for e in range(k * config.seeds, (k + 1) * config.seeds)
             ]
             for name, arm in arms.items()
+            for k, settings in enumerate(settings_of(config))
         },
     }
 
@@ -84,7 +90,7 @@ def _learner(
         "tokens": tokens_of(bench, arm, records, e),
         "flops": flops_of(bench, arm, records, e),
         # Learners live side by side: each is charged its share of the time.
-        "seconds": {kind: s / bench.config.seeds for kind, s in run.seconds(name).items()},
+        "seconds": {kind: s / len(bench.learners) for kind, s in run.seconds(name).items()},
         "wording": WORDING,
         "raw_text": arm.raw_text,
         "log": {

@@ -166,6 +166,7 @@ def summarize_arm(runs: Sequence[SeedRun]) -> dict[str, Any]:
         "cues": _averages([run.cues for run in runs]),
         "raw_text": _same([run.raw_text for run in runs]),
         "log": _averages([run.log for run in runs]),
+        "settings": _same([dict(run.settings) for run in runs]),
     }
     return plain(arm | {name: value for name, value in optional.items() if _told(value)})
 

@@ -63,6 +63,7 @@ class SeedRun:
       cluster: share of the exam's answers that are the most frequent output; [nights].
       dusk: recall of all days at dusk; [nights, days].
       tokens, flops, seconds: what the arm cost, by kind.
+      settings: of its arm alone, in a run that sweeps.
       origin: which world the seed lived in, after putting runs together.
       run: name of the run that it comes from, after putting runs together.
     """
@@ -93,6 +94,7 @@ class SeedRun:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cues: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     log: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     nights: list[str] | None = None
     raw_text: bool | None = None
     wording: Any = None
@@ -190,7 +192,7 @@ def _seed_run(where: str, entry: Mapping[str, Any]) -> SeedRun:
     starts = ("logp_start", "em_start", "f1_start", "judged_start")
     for name in ("forward", "floor", "kl", "cluster", "general", *starts):
         read[name] = lambda value: _array(value, (days,))
-    read |= dict.fromkeys(("bits", "tokens", "flops"), _amounts)
+    read |= dict.fromkeys(("bits", "tokens", "flops", "settings"), _amounts)
     given = [name for name in read if name in REQUIRED or entry.get(name) is not None]
     return SeedRun(**{name: _read(where, entry, name, read[name]) for name in given})
 

@@ -2,7 +2,7 @@
 
 All seeds of an arm live side by side in one compiled program. Learner e has seed ``seed + e`` and
 world ``world_seed + e``: a backbone, an order of days and samples of its own, the same in every
-arm, so that arms are compared in pairs.
+arm, so that arms are compared in pairs. With a ``sweep`` each of them lives with every setting.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sleeplm.bench.arm import BaselineConfig
 from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm, check_dreaming
+from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
@@ -28,6 +28,7 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
+from sleeplm.bench.sweep import check_sweep
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
@@ -111,6 +112,9 @@ class RetentionConfig:
         of it, at most. data_dir, manual_dir: where TFDS keeps data sets, and files that one has
         to fetch by hand.
       seed: of parameters, order and samples. seeds: learners that live side by side.
+      sweep: numbers that also vary, ``{"sleep.learning_rate": [0.01, 0.02], ...}``: every seed
+        lives with the first values of all lists, with the second, ..., all side by side
+        (:data:`sleeplm.bench.sweep.MAY_VARY` has the names).
       arms: lives to compare, see :data:`sleeplm.bench.arms.ARMS`.
       probes: ask for traffic and oracle routing after the last night, where every day has a
         night of its own.
@@ -144,6 +148,7 @@ class RetentionConfig:
     manual_dir: str = ""
     seed: int = 0
     seeds: int = 1
+    sweep: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     arms: list[str] = dataclasses.field(default_factory=lambda: ["sleep", "wake_only"])
     probes: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -160,6 +165,7 @@ class RetentionConfig:
     def check(self, field: str) -> None:
         for name in ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines"):
             getattr(self, name).check(name)  # what follows may count on them
+        check_sweep(self)
         if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
         checks.positive_integer("seeds", self.seeds)
@@ -258,7 +264,9 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     if (finished := _finished(run)) is not None:
         return write_report(run.directory, finished)
     learners = learners_of(config)
-    materials = [prepare(one) for one in learners]
+    seeds = learners[: config.seeds]  # each setting has the same again
+    times = len(learners) // len(seeds)
+    materials = [prepare(one) for one in seeds] * times
     paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
     arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
@@ -268,14 +276,15 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     run.say(
         f"{world.name}: {len(world.pretrain)} texts before the first day, {len(world.days)} days "
         f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
-        f"an exam; {config.seeds} learners"
+        f"an exam; {len(learners)} learners"
     )
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
         for line in cut_asleep(config, materials):
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
-    params = pretrained(run, backbone, learners, materials)
-    slots = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), backbone.init_slots())
+    params = pretrained(run, backbone, seeds, materials[: len(seeds)])
+    params = jax.tree.map(lambda x: jnp.concatenate([x] * times), params)
+    slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": slots}
     scores = text_scores(config, materials)
     ask = grade(backbone, said=scores is not None)

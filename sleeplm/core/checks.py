@@ -31,6 +31,15 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_constant(value: Any, number: float) -> bool:
+    """Whether ``value`` is that very number, known before anything is traced; an array never is.
+
+    What such a number decides about a program (a weight of 0 leaves its term out) it decides by
+    this. An array of the same value leaves the program whole.
+    """
+    return isinstance(value, int | float) and value == number
+
+
 def integer(field: str, value: Any) -> None:
     """``value`` must be an integer."""
     require(is_integer(value), field, value, "must be an integer")

@@ -140,6 +140,17 @@ class SleepConfig:
     chunk: int = 128
 
     @property
+    def writers(self) -> list[tuple[str, float]]:
+        """Who writes what is distilled, and the share of each; a constant share of 0 is none."""
+        shares = (("teacher", 1.0 - self.lam), ("student", self.lam))
+        return [(who, share) for who, share in shares if not checks.is_constant(share, 0)]
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the night learns to imitate: not with a constant ``alpha`` of 1."""
+        return not checks.is_constant(self.alpha, 1)
+
+    @property
     def blocks(self) -> int:
         """Extractions a night."""
         return self.updates // (self.inner * self.epochs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from sleeplm.core.checks import is_constant
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import (
     Divergence,
@@ -67,7 +68,7 @@ def seeding(
         )
         loss = alpha * kl
         aux: Metrics = {"divergence": (kl, weight), **diversity(memory)}
-        if not (isinstance(alpha, int | float) and alpha == 1):
+        if not is_constant(alpha, 1):
             logp = chunked_token_logp(hidden, unembed, memory.tokens[:, 1:], chunk, temperature)
             old = None if memory.logp is None else memory.logp[:, 1:]
             imitate, _ = score_function_loss(

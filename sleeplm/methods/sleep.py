@@ -165,9 +165,7 @@ def teachings(
             "uncued": teacher.uncued,
             "balance": teacher.balance,
         }
-        for writer, share in (("teacher", 1.0 - config.lam), ("student", config.lam)):
-            if isinstance(share, int | float) and share == 0:
-                continue
+        for writer, share in config.writers:
             parts.append(
                 teacher_samples(
                     model,
@@ -180,7 +178,7 @@ def teachings(
                     **common,
                 )
             )
-        if teacher.imitate and not (isinstance(config.alpha, int | float) and config.alpha == 1):
+        if teacher.imitate and config.imitates:
             parts.append(
                 imitation(
                     model,

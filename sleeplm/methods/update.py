@@ -48,7 +48,8 @@ def every_k(
 
     def update(grads: PyTree, state: EveryK, params: PyTree = None, *, step: Array, **extra):
         direction, inner_state = inner.update(grads, state.inner, params, step=step, **extra)
-        gathered = jax.tree.map(jnp.add, state.gathered, direction)
+        # A learning rate that is an array would make bfloat16 directions wider.
+        gathered = jax.tree.map(lambda g, d: g + d.astype(g.dtype), state.gathered, direction)
         now = due(step + 1, period, offset)
         move = jax.tree.map(lambda g: jnp.where(now, g, jnp.zeros_like(g)), gathered)
         left = jax.tree.map(lambda g: jnp.where(now, jnp.zeros_like(g), g), gathered)

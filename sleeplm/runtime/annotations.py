@@ -87,6 +87,8 @@ def describe(annotation: Any) -> str:
         kinds = list(dict.fromkeys(describe(a) for a in arguments if a is not Ellipsis))
         example = "(1, 2)" if origin is tuple else "[1, 2]"
         return f"a {origin.__name__} such as {example}, each element {' / '.join(kinds)}"
+    if origin is dict:
+        return f"a dict such as {{'name': ...}}, each value {describe(arguments[-1])}"
     if isinstance(annotation, enum.EnumMeta):
         return f"one of {', '.join(annotation.__members__)}"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import flops
-from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, BaselineConfig, build_arm
+from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm
+from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.costs import replay_step
 from sleeplm.bench.life import Life
 from sleeplm.bench.lives import life_of

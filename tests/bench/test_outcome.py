@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import flops
-from sleeplm.bench.arms import BaselineConfig
+from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.costs import moved_parameters
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.report import summarize

@@ -85,6 +85,19 @@ def sweep_fused():
     return vmap(sweep("seed", range(2, 5)))
 
 
+def sweep_numbers():
+    rates = zipit(sweep("sleep.learning_rate", [1e-3, 1e-2]), sweep("sleep.z0", [2.0, 4.0]))
+    return product(vmap(sweep("seed", range(2, 5))), vmap(rates))
+
+
+def sweep_structures():
+    return vmap(sweep("sleep.lam", [0.0, 0.5]))
+
+
+def sweep_shapes():
+    return vmap(sweep("sleep.rows", [8, 16]))
+
+
 def sweep_grid():
     return product(zipit(sweep("seed", [0, 1]), sweep("world_seed", [5, 6])), fixed("text", "a b"))
 

@@ -77,18 +77,54 @@ def test_other_seeds_are_not_fused(seeds):
             vmap(sweep("seed", seeds))
 
 
+@calm
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_numbers_are_fused_into_one_trial_that_sweeps_them_inside(pairs):
+    rates, shares = ([pair[i] for pair in pairs] for i in (0, 1))
+    axis = zipit(sweep("sleep.learning_rate", rates), sweep("sleep.lam", shares))
+    assert vmap(axis) == [{"sweep": {"sleep.lam": shares, "sleep.learning_rate": rates}}]
+
+
 @pytest.mark.parametrize(
-    "axis",
+    ("axis", "said"),
     [
-        sweep("sleep.learning_rate", [1e-3, 2e-3]),
-        zipit(sweep("seed", [0, 1]), sweep("days", [4, 5])),
+        ([], "no settings to fuse"),
+        (zipit(sweep("seed", [0, 1]), sweep("sleep.lam", [0.4, 0.5])), "product"),
+        (sweep("seeds", [2, 3]), "axes of their own"),
+        (sweep("world", ["atlas", "biographies"]), "only seeds and numbers"),
+        (sweep("probes", [True, False]), "only seeds and numbers"),
+        ([{"sleep.lam": 0.5}, {"sleep.alpha": 0.5}], "only seeds and numbers"),
     ],
 )
-def test_only_seeds_can_be_fused(axis):
-    with pytest.raises(ConfigError, match="only seeds can be fused"):
+def test_what_is_neither_seeds_nor_numbers_is_not_fused(axis, said):
+    with pytest.raises(ConfigError, match=said):
         vmap(axis)
-    with pytest.raises(ConfigError, match="no settings to fuse"):
-        vmap([])
+
+
+def test_fused_numbers_are_crossed_with_fused_seeds_in_one_trial():
+    (trial,) = expand(f"{SWEEPS}:life", ["numbers"])
+    config = load(trial)
+    assert (config.seed, config.seeds) == (2, 3)
+    assert config.sweep == {"sleep.learning_rate": [1e-3, 1e-2], "sleep.z0": [2.0, 4.0]}
+    one_by_one = [
+        load_config(
+            f"{SWEEPS}:life",
+            [f"--config.{name}={value}" for name, value in settings.items()],
+        )
+        for settings in product(
+            zipit(sweep("sleep.learning_rate", [1e-3, 1e-2]), sweep("sleep.z0", [2.0, 4.0])),
+            zipit(sweep("seed", [2, 3, 4]), sweep("world_seed", [0, 1, 2])),
+        )
+    ]
+    assert learners_of(config) == one_by_one
+
+
+def test_two_axes_of_fused_numbers_are_crossed_inside_of_one():
+    axes = [sweep("sleep.lam", [0.25, 0.5]), sweep("sleep.alpha", [0.5, 0.75])]
+    with pytest.raises(ConfigError, match=r"cross them inside, vmap\(product"):
+        product(*map(vmap, axes))
+    (fused,) = vmap(product(*axes))
+    assert fused["sweep"]["sleep.alpha"] == [0.5, 0.75, 0.5, 0.75]
 
 
 def test_a_fused_trial_has_the_learners_of_the_trials_that_it_stands_for():
@@ -162,11 +198,15 @@ def test_trials_that_are_named_twice_run_once():
         ("nothing", "must give at least one settings"),
         ("broken", "sweep_broken() failed: KeyError: 'no such table'"),
         ("object", "must be a finite number, text"),
+        ("life:structures", "0 leaves a part of the night out"),
+        ("life:shapes", "'sleep.rows'] = [8, 16]: cannot vary in one program"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_written(tmp_path, capsys, sweep_name, said):
     out = tmp_path / "sweep"
-    assert main(["expand", SWEEPS, "--sweep", sweep_name, "--out", str(out)]) == 2
+    *kind, name = sweep_name.split(":")
+    experiment = ":".join([SWEEPS, *kind])
+    assert main(["expand", experiment, "--sweep", name, "--out", str(out)]) == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
     assert said in told

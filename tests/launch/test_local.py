@@ -139,6 +139,29 @@ def results(recall, seed):
     return {"experiment": "retention", "world": {"name": "w", "facts_per_day": 3}, "arms": arms}
 
 
+def test_settings_swept_inside_of_a_trial_are_rows_like_those_of_trials_one_by_one(new_sweep):
+    sweep = new_sweep("inside").expand("numbers", kind="life")
+    directory = directory_of(str(sweep), sweep.trials[0])
+    directory.mkdir(parents=True)
+    arms = {}
+    for rate, recall in ((1e-3, 0.8), (1e-2, 0.4)):
+        settings = {"sleep.learning_rate": rate, "sleep.z0": 2.0}
+        name = f"sleep@sleep.learning_rate={rate},sleep.z0=2.0"
+        arms[name] = [
+            results(recall, seed)["arms"]["sleep"][0] | {"settings": settings} for seed in (2, 3, 4)
+        ]
+    (directory / "results.json").write_text(json.dumps(results(0.8, 0) | {"arms": arms}))
+    (directory / SUCCESS).write_text("")
+    rows, missing = collect(str(sweep))
+    assert missing == 0
+    assert [(row["arm"], row["learners"], row["sleep.learning_rate"]) for row in rows] == [
+        ("sleep", 3, 1e-3),
+        ("sleep", 3, 1e-2),
+    ]
+    assert [row["mean_recall_last"] for row in rows] == pytest.approx([0.6, 0.3])
+    assert all("sweep" not in row and row["seed"] == 2 for row in rows)
+
+
 def test_finished_trials_become_one_table_and_one_report(a_sweep, capsys):
     a_sweep.expand("seeds")
     with pytest.raises(ConfigError, match="no trial is finished"):

@@ -1,0 +1,235 @@
+"""Learners that differ in numbers share one compiled program, and each lives as if alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sleeplm import testing
+from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
+from sleeplm.core.phase import repeat
+from sleeplm.core.side_by_side import for_each
+from sleeplm.core.types import Phase
+from sleeplm.methods.config import SleepConfig, evening
+from sleeplm.methods.learner import learner
+from sleeplm.methods.settings import (
+    SETTINGS,
+    replaced,
+    tuned_learner,
+    value_of,
+    with_settings,
+)
+from sleeplm.models.config import ModelConfig
+from sleeplm.models.transformer import Model
+
+SETTINGS_AT_ONCE = 32
+KEY = jax.random.key(3)
+#: What varies, and between which values.
+RANGES = {
+    "model.levels[0].learning_rate": (1e-3, 1e-1),
+    "model.levels[0].weight_decay": (0.0, 0.5),
+    "sleep.learning_rate": (1e-3, 1e-1),
+    "sleep.weight_decay": (0.0, 0.1),
+    "sleep.lam": (0.1, 0.9),
+    "sleep.alpha": (0.1, 0.9),
+    "sleep.gamma": (0.0, 1.0),
+    "sleep.z0": (0.0, 8.0),
+    "sleep.temperature": (0.5, 2.0),
+    "sleep.teachers[0].weight": (0.5, 3.0),
+    "sleep.teachers[0].uncued": (0.0, 1.0),
+    "sleep.teachers[0].balance": (0.0, 1.0),
+}
+#: 1e-5 at 32 bits: what is read from memory is rounded otherwise than what is in the program.
+CLOSE = testing.Tolerance(rtol=1e-5, atol=1e-5)
+
+
+@dataclasses.dataclass
+class Both:
+    """A configuration with numbers of a model and of its nights."""
+
+    model: ModelConfig
+    sleep: SleepConfig
+
+
+def build(config):
+    return learner(Model(config.model), config.sleep, chunk=8)
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    # Plain gradient descent: Adam would blow rounding noise up to a full step.
+    levels = [
+        tiny.level("fast", kind="graft", period=1, night=4, optimizer="sgd", clip=1.0),
+        tiny.level("slow", slots=3, top_k=2),
+    ]
+    sleep = tiny.config(evening, lam=0.5, alpha=0.5, optimizer="sgd", length=7)
+    return Both(tiny.model(levels).config, sleep)
+
+
+@pytest.fixture(scope="module")
+def many(base):
+    """The settings of each learner, {name: [32]}."""
+    random = np.random.default_rng(0)
+    values = {n: random.uniform(*ends, SETTINGS_AT_ONCE) for n, ends in RANGES.items()}
+    return {n: x.astype(np.float32) for n, x in values.items()}
+
+
+def settings_of(many, e):
+    """The numbers of one learner, as a person writes them down."""
+    return {name: float(values[e]) for name, values in many.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, base):
+    """One learner whose numbers are in its state, and that state."""
+    state = tiny.learner(Model(base.model), base.sleep)[1]
+    made = tuned_learner(build, base, RANGES)
+    born = jax.jit(made.init)(state.params, KEY)
+    return made, born.replace(cues=state.cues)
+
+
+def together(state, many):
+    """Learners that begin alike but for their settings."""
+    return jax.vmap(lambda values: with_settings(state, values))(many)
+
+
+def one_of(states, e):
+    return jax.tree.map(lambda x: x[e], states)
+
+
+def without_settings(state):
+    return state.replace(private={k: v for k, v in state.private.items() if k != SETTINGS})
+
+
+def day(tiny):
+    return jax.tree.map(lambda *x: np.stack(x), *tiny.texts(3))
+
+
+def lived(made, tiny, config):
+    """A day of three steps and a night of one extraction, as one step of one learner."""
+
+    def step(state, batch):
+        awake = repeat(3, Phase(lambda params, key: (), made.wake))
+        state, day = awake.step(state, batch, KEY)
+        (rest,) = made.rests
+        state, _ = rest.begin(state, tiny.rows(config.sleep), KEY)
+        state, night = rest.seed(state, tiny.rows(config.sleep), KEY)
+        return state, {"day": day, "night": night}
+
+    return testing.counting(step)
+
+
+@pytest.fixture(scope="module")
+def fused(tiny, base, alone, many):
+    """A day and a night of all learners in one program: their states before and after, and what
+    was measured; how often the step was traced and compiled."""
+    made, state = alone
+    step, text = lived(made, tiny, base), day(tiny)
+    compiled = jax.jit(for_each(step))
+    states = together(state, many)
+    texts = jax.tree.map(lambda x: np.stack([x] * SETTINGS_AT_ONCE), text)
+    outcome = compiled(states, texts)
+    compiled(together(state, {n: x[::-1] for n, x in many.items()}), texts)
+    return states, outcome, (step.traces, compiled._cache_size())
+
+
+@pytest.mark.slow
+def test_32_settings_in_one_compiled_program_equal_32_runs(tiny, base, alone, fused):
+    states, outcome, (traces, programs) = fused
+    assert (traces, programs) == (1, 1)
+    run, text = jax.jit(lived(alone[0], tiny, base)), day(tiny)
+    for e in range(SETTINGS_AT_ONCE):
+        want = run(one_of(states, e), text)
+        testing.same(f"(learner {e})", one_of(outcome, e), want, CLOSE)
+
+
+@pytest.mark.slow
+def test_numbers_in_the_state_do_what_constants_of_the_program_do(tiny, base, many, fused):
+    states, outcome, _ = fused
+    e = SETTINGS_AT_ONCE - 1
+    config = replaced(base, settings_of(many, e))
+    run = jax.jit(lived(build(config), tiny, config))
+    want = run(without_settings(one_of(states, e)), day(tiny))
+    state, metrics = one_of(outcome, e)
+    testing.same("(constants)", (without_settings(state), metrics), want, CLOSE)
+
+
+@pytest.mark.slow
+def test_every_setting_leads_elsewhere(fused):
+    _, (state, metrics), _ = fused
+    for when in ("day", "night"):
+        loss = np.asarray(metrics[when]["loss"][0])
+        assert len(np.unique(loss)) == SETTINGS_AT_ONCE, when
+    experts = np.asarray(state.params["blocks"]["levels"]["slow"]["experts"]["a"])
+    assert len(np.unique(experts.reshape(SETTINGS_AT_ONCE, -1), axis=0)) == SETTINGS_AT_ONCE
+
+
+@pytest.mark.parametrize("name", ["model.levels[0].learning_rate", "model.levels[0].weight_decay"])
+def test_awake_as_one_batch_each_learner_equals_its_constants(tiny, base, name):
+    values = np.linspace(*RANGES[name], 3).astype(np.float32)
+    state = tiny.learner(Model(base.model), base.sleep)[1]
+    made = tuned_learner(build, base, [name])
+    born = together(with_settings(state, {name: 0.0}), {name: values})
+    run = jax.jit(jax.vmap(made.wake, in_axes=(0, None, None)))
+    moved, _ = run(born, tiny.text(0), KEY)
+    for e, value in enumerate(values):
+        own = build(replaced(base, {name: float(value)}))
+        want, _ = jax.jit(own.wake)(state, tiny.text(0), KEY)
+        testing.same(f"({name} = {value})", without_settings(one_of(moved, e)), want, CLOSE)
+
+
+@pytest.mark.slow
+def test_a_learner_with_settings_of_its_own_keeps_the_laws(tiny, base, tmp_path):
+    state = tiny.learner(Model(base.model), base.sleep)[1]
+    names = ["model.levels[0].learning_rate"]
+
+    def make(axis_name=None):
+        made = tuned_learner(
+            lambda c: learner(Model(c.model), c.sleep, chunk=8, axis_name=axis_name), base, names
+        )
+        return Phase(lambda params, key: made.init(params, key).private, made.wake)
+
+    batches = tiny.texts(3)
+    testing.traces_once(make, state, batches)
+    testing.parallel_forms_agree(make, state, batches)
+    testing.resumes_bit_identical(make, state, batches, directory=tmp_path)
+    testing.frozen_stay_frozen(make, state, batches, ["private/settings", "params/embed", "key"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_numbers_in_the_state_change_no_type_of_what_is_learned(tiny, base, optimizer):
+    levels = [dataclasses.replace(base.model.levels[0], optimizer=optimizer), base.model.levels[1]]
+    model = dataclasses.replace(base.model, levels=levels, param_dtype="bfloat16")
+    settings = {"optimizer": optimizer, "pool": "merge_balanced"}
+    config = Both(model, dataclasses.replace(base.sleep, **settings))
+    made = tuned_learner(build, config, RANGES)
+    state = jax.eval_shape(lambda key: made.init(Model(model).init(key), key), KEY)
+    (rest,) = made.rests
+    night = tiny.rows(config.sleep)
+    for step, batch in (
+        *((made.wake, tiny.text(0)), (made.write_cues, {"today": np.int32(0)})),
+        *((step, night) for step in (rest.begin, rest.seed, rest.end, *rest.merge)),
+    ):
+        assert jax.eval_shape(step, state, batch, KEY)[0] == state
+
+
+def test_settings_are_read_and_replaced_by_dotted_name(base):
+    other = replaced(base, {"sleep.teachers[0].weight": 3.0, "model.levels[1].rank": 2})
+    assert value_of(other, "sleep.teachers[0].weight") == 3.0
+    assert (other.model.levels[1].rank, base.model.levels[1].rank) == (2, 4)
+    assert base.sleep.teachers[0].weight == 1.0  # the original is as it was
+    assert replaced(base, {}) == base
+    for name in ("sleep.lamb", "sleep.teachers[7].weight", "sleep.lam.x", "model[0]", "", "a..b"):
+        with pytest.raises(ConfigError, match="no such setting"):
+            replaced(base, {name: 1.0})
+
+
+def test_without_settings_a_learner_is_as_it_was(tiny, base):
+    made, state = tiny.learner(Model(base.model), base.sleep)
+    assert with_settings(state, {}) is state
+    plain = tuned_learner(build, base, []).init(state.params, KEY)
+    assert tree.differing(plain, made.init(state.params, KEY)) == []
