@@ -42,6 +42,7 @@ def config(**changes) -> SimpleNamespace:
         "statements": 2,
         "questions": 5,
         "wear": 0.5,
+        "falsehoods": 0.0,
         "exam_pretrain": 30,
         "exam_per_day": 0,
         "backbone": "",
