@@ -18,6 +18,7 @@ from sleeplm.bench.lives import learners_of
 from sleeplm.bench.report import summarize
 from sleeplm.bench.sweep import settings_of, varying
 from sleeplm.core.errors import ConfigError
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.methods.settings import SETTINGS
 from sleeplm.runtime import config as configs
 from sleeplm.runtime.metrics import read_metrics
@@ -106,7 +107,7 @@ def test_every_arm_can_read_its_numbers_from_the_state(brief, name):
         "model.levels[0].learning_rate": [0.1, 0.2],
     }
     sleep = {"lam": 0.25, "alpha": 0.5}
-    config = brief.config(sleep=sleep, sweep=numbers)
+    config = brief.config(sleep=sleep, sweep=numbers, schedule=ScheduleConfig("day_end"))
     arm = build_arm(name, config, classes=0)
     params = jax.eval_shape(arm.model.init, jax.random.key(0))
     state = jax.eval_shape(arm.learner.init, params, jax.random.key(0))
@@ -114,6 +115,10 @@ def test_every_arm_can_read_its_numbers_from_the_state(brief, name):
     text = {n: np.ones((4, 96), np.int32) for n in ("tokens", "segments")}
     after = jax.eval_shape(arm.learner.wake, state, text, jax.random.key(0))[0]
     assert after == state
+    if (dreams := arm.learner.dreaming) is not None:  # learned at the night's own rates
+        rows = {"rows": np.zeros((dreams.config.inner, 8), np.int32), "today": np.int32(0)}
+        after = jax.eval_shape(dreams.absorb, state, rows, jax.random.key(0))[0]
+        assert after == state
 
 
 # --- a run ---------------------------------------------------------------------------------------
