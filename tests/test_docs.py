@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README.md")])
 COMPOSE, MEMORY = ROOT / "docs" / "compose.md", ROOT / "docs" / "memory.md"
 JUDGE, DREAMING = ROOT / "docs" / "judge.md", ROOT / "docs" / "dreaming.md"
+SCALE = ROOT / "docs" / "scale.md"
 
 NAME = re.compile(r"\b(sleeplm/[\w/]+\.py)::([A-Za-z_][\w.]*\w)")
 TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
@@ -151,6 +152,17 @@ def test_dreams_are_dreamt_learned_and_reinforced_as_it_is_written():
     assert tree.differing(after, before) == [
         path for path in tree.differing(after, before) if path.startswith("['writer']")
     ]
+
+
+@pytest.mark.slow
+def test_a_learner_is_spread_over_four_devices_as_it_is_written():
+    names = run_blocks(SCALE)
+    one, two = names["state"], names["both"]
+    assert one.slots["slow"].active.tolist() == [True, False, False, False]
+    assert int(one.counters["nights"]) == 1
+    assert {s.data.shape for s in one.params["embed"].addressable_shards} == {(64, 8)}
+    assert two.counters["step"].tolist() == [1, 1]
+    assert {s.data.shape for s in two.params["embed"].addressable_shards} == {(1, 64, 16)}
 
 
 def test_the_bytes_in_the_memory_page_are_those_of_the_default_experiment(monkeypatch):

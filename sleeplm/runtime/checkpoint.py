@@ -57,8 +57,9 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    Use as a context manager, or call :meth:`close` at the end. One process at a time may use a
-    directory. Saving a step that already exists replaces it.
+    Use as a context manager, or call :meth:`close` at the end. One process at a time, or
+    the processes of one job together, may use a directory. Saving a step that already exists
+    replaces it.
 
     Args:
       directory: where checkpoints are kept; made if missing. Half-written saves of an earlier,

@@ -76,7 +76,7 @@ def batch_specs(batch: PyTree, axis: RowAxis = DATA) -> PyTree:
     * night, ``{"rows" [T, B], "today"}``: B over the devices, the rest on every device;
     * wake, ``{"tokens", "segments" [B, L]}``: B over the devices;
     * dreaming, ``{"contexts": {"tokens" [n, C], "length" [n]}, ...}``: n over the devices, the rest
-      on every device;
+      on every device (a night's rows too, at which dreams do not look);
     * cues, ``{"tokens" [n, C], "length" [n], "today"}``: all on every device.
 
     More axes may stand in front, as :func:`sleeplm.core.phase.repeat` wants them.
@@ -89,11 +89,11 @@ def batch_specs(batch: PyTree, axis: RowAxis = DATA) -> PyTree:
     """
     names = set(batch) if isinstance(batch, Mapping) else set()
     split: dict[str, PyTree]
-    if "rows" in names:
-        split = {"rows": _at(np.ndim(batch["rows"]) - 1, axis)}
-    elif "contexts" in names:
-        at = np.ndim(jax.tree.leaves(batch["contexts"])[0]) - 2
+    if "contexts" in names:
+        at = np.ndim(batch["contexts"]["length"]) - 1
         split = {"contexts": jax.tree.map(lambda _: _at(at, axis), batch["contexts"])}
+    elif "rows" in names:
+        split = {"rows": _at(np.ndim(batch["rows"]) - 1, axis)}
     elif names == {"tokens", "segments"}:
         split = {name: _at(np.ndim(batch[name]) - 2, axis) for name in names}
     elif names == {"tokens", "length", "today"}:
@@ -131,10 +131,14 @@ def shard(batch: PyTree, mesh: Mesh, *, axis: RowAxis = None, specs: Specs = bat
     Args:
       batch: host (numpy) or jax arrays.
       axis: None: :func:`row_axes`.
+
+    Raises:
+      ConfigError: processes would have to give the same rows.
     """
     parts = specs(batch, axis or row_axes(mesh))
 
     def place(x: Any, spec: PartitionSpec) -> jax.Array:
+        _check_processes(mesh, spec)
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(x))
 
     return jax.tree.map(place, batch, parts)
@@ -316,6 +320,20 @@ class _Compiled:
 
     def lower(self, state: PyTree, batch: PyTree, key: jax.Array) -> Any:
         return self._for(state, batch).lower(state, batch, key)
+
+
+def _check_processes(mesh: Mesh, spec: PartitionSpec) -> None:
+    """Refuses a mesh in which several processes hold the same piece of what is spread."""
+    spread = [a for part in spec for a in ((part,) if isinstance(part, str) else part or ())]
+    if not spread or jax.process_count() == 1:
+        return
+    process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    first = [mesh.axis_names.index(axis) for axis in spread]
+    pieces = np.moveaxis(process, first, range(len(first)))
+    pieces = pieces.reshape(_count(mesh, tuple(spread)), -1)
+    if (pieces != pieces[:, :1]).any():
+        remedy = f"processes share rows: name {', '.join(spread)} first, and the others last"
+        raise ConfigError("mesh", dict(mesh.shape), remedy)
 
 
 def _count(mesh: Mesh, axis: RowAxis) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -103,7 +104,7 @@ def state_specs(
     Raises:
       ConfigError: an array that no rule names.
     """
-    stacked = np.ndim(getattr(state, "key", ())) > 0 if learners is None else learners
+    stacked = _are_learners(state) if learners is None else learners
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
         axes = axes_of(_name(path), np.shape(leaf), rules, stacked)
@@ -135,7 +136,7 @@ def kept_whole(
     state: PyTree, mesh: Mesh, *, rules: Sequence[Rule] = LEAVES, learners: bool | None = None
 ) -> list[str]:
     """One line for each dimension that would be spread, if its mesh axes divided it."""
-    stacked = np.ndim(getattr(state, "key", ())) > 0 if learners is None else learners
+    stacked = _are_learners(state) if learners is None else learners
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name, shape = _name(path), np.shape(leaf)
@@ -208,15 +209,18 @@ def shardings(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyT
 
 
 def place(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyTree:
-    """The learner, every array where ``specs`` puts it. With several processes all give the same.
+    """A copy of the learner, every array where ``specs`` puts it.
 
-    Its old buffers may be shared by the new ones: do not use the old state after a step that
-    donates the new.
+    With several processes all give the same learner.
     """
-    return jax.device_put(state, shardings(state, mesh, specs))
+    # A device that has an array whole keeps its buffer: a step that donates what is placed would
+    # take the original with it.
+    return jax.device_put(jax.tree.map(jnp.copy, state), shardings(state, mesh, specs))
 
 
-def born(make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs):
+def born(
+    make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs
+) -> PyTree:
     """``make(*args)``, made in its place: no device ever holds what is not its own."""
     shapes = jax.eval_shape(make, *args)
     return jax.jit(make, out_shardings=shardings(shapes, mesh, specs))(*args)
@@ -233,6 +237,10 @@ def placed_shapes(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) ->
         state,
         shardings(state, mesh, specs),
     )
+
+
+def _are_learners(state: PyTree) -> bool:
+    return np.ndim(getattr(state, "key", 0)) > 0
 
 
 def _name(path: tuple) -> str:

@@ -164,13 +164,16 @@ def test_of_every_distinct_sequence_the_lowest_numbered_row_survives(seed):
     np.testing.assert_array_equal(first_of_its_kind(jnp.asarray(tokens), numbers), want)
 
 
-def test_of_repeats_on_several_devices_one_survives_in_all():
+@pytest.mark.parametrize(
+    ("shape", "axis"), [({"data": 4}, "data"), ({"data": 2, "fsdp": 2}, ("data", "fsdp"))]
+)
+def test_of_repeats_on_several_devices_one_survives_in_all(shape, axis):
     tokens, numbers = with_repeats(7)
     step = jax.shard_map(
-        lambda t, n: first_of_its_kind(t, n, "data"),
-        mesh=mesh({"data": 4}),
-        in_specs=(P("data"), P("data")),
-        out_specs=P("data"),
+        lambda t, n: first_of_its_kind(t, n, axis),
+        mesh=mesh(shape),
+        in_specs=(P(axis), P(axis)),
+        out_specs=P(axis),
     )
     got = jax.jit(step)(tokens, numbers)
     np.testing.assert_array_equal(got, lowest_of_each(tokens, numbers))

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from sleeplm import testing
 from sleeplm.core.errors import ConfigError
+from sleeplm.methods.wake import wake
 from sleeplm.runtime import parallel
+from sleeplm.runtime.rules import place, state_specs
 
 KEY = jax.random.key(0)
 
@@ -30,6 +33,15 @@ def test_rows_are_found_in_every_batch_that_the_library_makes():
     assert specs(night, "d") == {"rows": P(None, "d"), "today": P()}
     cues = {"tokens": np.zeros((4, 2)), "length": np.ones(4), "today": 0}
     assert set(specs(cues).values()) == {P()}
+    contexts = {"length": np.ones(4), "tokens": np.zeros((4, 2))}
+    dreams = {"contexts": contexts, "today": 0, "questions": {"answers": np.zeros((3, 2))}}
+    assert specs(dreams) == {
+        "contexts": {"tokens": P("data"), "length": P("data")},
+        "today": P(),
+        "questions": {"answers": P()},
+    }
+    assert specs({**dreams, "rows": np.zeros((1, 1))})["rows"] == P()
+    assert specs(text(4), ("data", "fsdp"))["tokens"] == P(("data", "fsdp"))
     stacked = {name: x[None] for name, x in text(4).items()}
     assert specs(stacked)["tokens"] == P(None, "data")
     with pytest.raises(ConfigError, match=r"batch = \['images'\].*give specs"):
@@ -86,3 +98,108 @@ def test_pieces_for_pmap_keep_the_order_of_rows():
     assert pieces["rows"].shape == (4, 2, 2) and pieces["today"].tolist() == [3] * 4
     np.testing.assert_array_equal(np.concatenate(list(pieces["rows"]), axis=1), night["rows"])
     assert parallel.first(parallel.stack_state({"w": jnp.ones(5)}, 4))["w"].shape == (5,)
+
+
+# --- learners in pieces, and learners side by side -----------------------------------------------
+
+
+def test_rows_are_spread_over_the_axes_of_a_mesh_that_are_for_rows():
+    shapes = {"data": 2}, {"fsdp": 2}, {"data": 2, "fsdp": 2}, {"replica": 2, "tensor": 2}
+    axes = [parallel.row_axes(parallel.mesh(shape)) for shape in shapes]
+    assert axes == ["data", "fsdp", ("data", "fsdp"), None]
+    mesh = parallel.mesh({"data": 2, "fsdp": 2})
+    placed = parallel.shard(text(8), mesh)["tokens"]
+    assert [s.data.shape for s in placed.addressable_shards] == [(2, 3)] * 4
+    whole = parallel.shard(text(3), parallel.mesh({"tensor": 2}))["tokens"]
+    assert [s.data.shape for s in whole.addressable_shards] == [(3, 3)] * 2
+    with pytest.raises(ConfigError, match="= 6: use a multiple of the 4 devices of"):
+        parallel.jit_step(step, mesh)({"w": jnp.zeros(2)}, text(6), KEY)
+
+
+@pytest.fixture(scope="module")
+def waking(tiny):
+    """A learner, batches, and the state that wake steps on one device come to."""
+    model = tiny.model()
+    state = tiny.learner(model, tiny.config())[1]
+    phase = wake(model, chunk=8)
+    state, batches = testing.begin(phase, state), tiny.texts(2)
+    return model, state, batches, testing.run(jax.jit(phase.step), state, batches)
+
+
+def test_a_learner_in_pieces_stays_in_pieces_and_its_old_buffers_are_given_away(waking):
+    model, state, batches, want = waking
+    mesh = parallel.mesh({"fsdp": 2, "tensor": 2})
+    step = parallel.jit_step(wake(model, chunk=8).step, mesh, state_specs=state_specs)
+    start = place(state, mesh)
+    old = jax.tree.leaves(start)
+    got = testing.run(step, start, batches)
+    assert all(x.is_deleted() for x in old)
+    testing.same("3 (pieces)", got, want, testing.Tolerance(1e-5, 1e-5))
+    pieces = got.state.params["blocks"]["levels"]["fast"]["base"]["gate"]["kernel"]
+    assert {s.data.shape for s in pieces.addressable_shards} == {(1, 8, 8)}
+
+
+def test_the_explicit_form_gathers_a_learner_that_lies_in_pieces(waking):
+    model, state, batches, want = waking
+    mesh = parallel.mesh({"data": 2, "fsdp": 2})
+    seen = []
+
+    def make_step(axis):
+        seen.append(axis)
+        return wake(model, chunk=8, axis_name=axis).step
+
+    step = parallel.shard_map_step(make_step, mesh, state_specs=state_specs)
+    got = testing.run(step, place(state, mesh), batches)
+    assert seen == [("data", "fsdp")]
+    testing.same("3 (gathered)", got, want, testing.Tolerance(1e-5, 1e-5))
+    assert {s.data.shape for s in got.state.params["embed"].addressable_shards} == {(40, 8)}
+
+
+def alone(state, batch, key):
+    noise = jax.random.normal(key, state["w"].shape)
+    return {"w": state["w"] + batch["tokens"].sum() + noise}, {"rows": batch["tokens"].shape[0]}
+
+
+def test_learners_side_by_side_each_have_a_device_and_hear_of_no_other():
+    states = {"w": jnp.arange(8.0).reshape(4, 2)}
+    batches = jax.tree.map(lambda x: np.stack([x] * 4), text(2))
+    batches["tokens"] *= np.arange(1, 5, dtype=np.int32)[:, None, None]
+    keys = jax.random.split(KEY, 4)
+    want = jax.vmap(alone)(states, batches, keys)[0]["w"]
+    mapped, _ = parallel.pmap_learners(alone, donate=False)(states, batches, keys)
+    np.testing.assert_allclose(mapped["w"], want, rtol=1e-6)
+    mesh = parallel.mesh({"replica": 4})
+    over = parallel.jit_step(
+        jax.vmap(alone, out_axes=(0, None)),
+        mesh,
+        specs=parallel.of_learners(),
+        state_specs=lambda state, mesh: {"w": P("replica")},
+    )
+    got, _ = over(states, batches, keys)
+    np.testing.assert_allclose(got["w"], want, rtol=1e-6)
+    assert [s.data.shape for s in got["w"].addressable_shards] == [(1, 2)] * 4
+    program = over.lower(got, batches, keys).compile().as_text()
+    assert "all-reduce" not in program and "all-gather" not in program
+
+
+class OnProcess:
+    """A device of some process, as far as a mesh is asked about it."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+@pytest.mark.parametrize(
+    ("axes", "good"), [(("data", "tensor"), True), (("tensor", "data"), False)]
+)
+def test_processes_that_would_have_to_give_the_same_rows_are_refused(monkeypatch, axes, good):
+    class Two:
+        devices = np.array([OnProcess(0), OnProcess(0), OnProcess(1), OnProcess(1)]).reshape(2, 2)
+        axis_names, shape = axes, dict.fromkeys(axes, 2)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if good:
+        parallel._check_processes(Two(), P(None, "data"))
+        return
+    with pytest.raises(ConfigError, match=r"processes share rows: name data first"):
+        parallel._check_processes(Two(), P(None, "data"))
