@@ -34,7 +34,7 @@ def carry_out(options: argparse.Namespace, overrides: list[str]) -> int:
     # Before jax looks for devices: a plan needs none, and libtpu would look for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from sleeplm.core.errors import ConfigError
-    from sleeplm.plan.compiling import plan
+    from sleeplm.plan.compiling import all_fit, plan
     from sleeplm.plan.config import PlanConfig
     from sleeplm.plan.fit import fit
     from sleeplm.plan.report import as_json, as_text
@@ -49,7 +49,7 @@ def carry_out(options: argparse.Namespace, overrides: list[str]) -> int:
     chips = len(devices(options.topology))
     if options.fit:
         config, tried = fit(
-            config, chips, lambda c: plan(c, options.topology, fast=options.fast).fits
+            config, chips, lambda c: all_fit(c, options.topology, fast=options.fast)
         )
         print("\n".join(tried), end="\n\n")
     made = plan(config, options.topology, fast=options.fast)

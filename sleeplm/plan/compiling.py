@@ -20,7 +20,7 @@ from sleeplm.plan.chips import Chip
 from sleeplm.plan.collectives import Collective
 from sleeplm.plan.config import PlanConfig
 from sleeplm.plan.costs import costs
-from sleeplm.plan.findings import large_whole, unexpected
+from sleeplm.plan.findings import large_whole, unexpected, waiting
 from sleeplm.plan.hlo import parse
 from sleeplm.plan.memory import by_kind, nbytes
 from sleeplm.plan.programs import KEY, Program, placed, programs
@@ -32,7 +32,7 @@ from sleeplm.runtime.rules import cache_specs
 TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
 #: For a compiler in a hurry: less searching, and no products cut up to run beside what they
 #: wait for.
-FAST = {
+FAST: dict[str, Any] = {
     "exec_time_optimization_effort": -1.0,
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
 }
@@ -115,6 +115,12 @@ def plan(config: PlanConfig, topology: str, *, fast: bool = False) -> Plan:
     return Plan(topology, dict(mesh.shape), chip, done, senders)
 
 
+def all_fit(config: PlanConfig, topology: str, *, fast: bool = False) -> bool:
+    """Whether all programs of a configuration fit; compiles none after the first that does not."""
+    one_each = (dataclasses.replace(config, programs=[name]) for name in config.programs)
+    return all(plan(one, topology, fast=fast).fits for one in one_each)
+
+
 def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) -> Planned:
     """One program, compiled for the devices of a mesh.
 
@@ -140,8 +146,8 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
                 warnings=whole, seconds=time.monotonic() - began,
             )  # fmt: skip
     refused = [str(w.message) for w in said if "donated" in str(w.message)]
-    memory = done.memory_analysis()
-    found = costs(parse(done.as_text()), dict(mesh.shape))
+    memory: Any = done.memory_analysis()
+    found = costs(parse(done.as_text() or ""), dict(mesh.shape))
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     kinds["padding"] = arguments - sum(kinds.values())
@@ -152,11 +158,12 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
         chip, flops=found.flops, moved=arguments + fresh, weights=weights(state),
         reads=program.reads, sent=sum(c.sent for c in found.collectives),
     )  # fmt: skip
+    unusual = unexpected(found.collectives, program.state, program.gradient)
     return Planned(
         program.name, program.about, program.tokens, True, arguments + fresh + temporary, kinds,
         flops=found.flops, collectives=found.collectives, bound=bound, bounded=found.bounded,
         donated=not refused and memory.alias_size_in_bytes >= _state_bytes(state),
-        warnings=(*whole, *unexpected(found.collectives, program.state, program.gradient)),
+        warnings=(*whole, *waiting(bound), *unusual),
         seconds=time.monotonic() - began,
     )  # fmt: skip
 

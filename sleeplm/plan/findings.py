@@ -9,6 +9,7 @@ import jax
 from sleeplm.core.types import PyTree, State
 from sleeplm.plan.collectives import Collective
 from sleeplm.plan.memory import nbytes
+from sleeplm.plan.roofline import Bound
 
 #: Share of a chip's memory from which on an array that every chip holds whole is worth a word.
 LARGE = 0.005
@@ -58,6 +59,15 @@ def unexpected(
         elif c.kind in SUMS and over_rows and c.nbytes * c.times > max(gradient, SMALL):
             lines.append(f"sums more than the gradient: {where}")
     return tuple(lines)
+
+
+def waiting(bound: Bound) -> tuple[str, ...]:
+    """Says so where bytes over the links take more than twice as long as all products."""
+    if bound.links <= 2 * bound.compute:
+        return ()
+    times = bound.links / max(bound.compute, 1e-30)
+    remedy = "generation gathers matrices for every token: cut them instead (mesh.tensor)"
+    return (f"links take {times:.3g} times as long as products; {remedy}",)
 
 
 def _largest(params: PyTree) -> float:
