@@ -211,7 +211,11 @@ class Lived(NamedTuple):
 
     state: State
     loss: np.ndarray
-    moved: np.ndarray | None = None
+    moved: float = 0.0
+
+    def only(self, e: int) -> Lived:
+        """One of several that lived side by side."""
+        return Lived(jax.tree.map(lambda x: x[e], self.state), self.loss[e])
 
 
 class Comparison:
@@ -228,7 +232,7 @@ class Comparison:
         lived = self._live(self._one, start, batches, lambda i: _key(e, i))
         after = lived.state.params
         moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b), initial=0.0), after, before)
-        return lived._replace(moved=np.asarray(max(jax.tree.leaves(moved))))
+        return lived._replace(moved=float(max(jax.tree.leaves(moved))))
 
     @staticmethod
     def _live(step: Step, state: State, batches: list, key: Callable[[int], Array]) -> Lived:
@@ -242,10 +246,9 @@ class Comparison:
 
     def on(self, shape: dict[str, int]) -> Differences:
         """The largest differences on a mesh of that shape."""
-        mesh = parallel.mesh(shape)
+        mesh, step = parallel.mesh(shape), self.case.step
         count = shape.get(REPLICA, 1)
         numbers = range(count)
-        step = self.case.step
         if count == 1:
             over = parallel.jit_step(step, mesh, state_specs=state_specs)
             state, batches = self.case.state(0), self.case.batches(0)
@@ -260,7 +263,7 @@ class Comparison:
             return jnp.stack([_key(e, i) for e in numbers])
 
         got = self._live(over, place(state, mesh), batches, keys)
-        each = [_compare(jax.tree.map(lambda x, e=e: x[e], got), self._alone(e)) for e in numbers]
+        each = [_compare(got.only(e), self._alone(e)) for e in numbers]
         loss, params, others, integers, _ = np.max(each, axis=0)  # NaN, if there is one
         moved = min(one.moved for one in each)
         return Differences(float(loss), float(params), float(others), int(integers), moved)
@@ -287,7 +290,7 @@ def _compare(got: Lived, want: Lived) -> Differences:
             gap = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
             floats[kind] = float(np.maximum(floats[kind], np.max(gap, initial=0.0)))
     loss = float(np.abs(got.loss - want.loss))
-    return Differences(loss, floats["params"], floats["others"], wrong, float(want.moved))
+    return Differences(loss, floats["params"], floats["others"], wrong, want.moved)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
