@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from sleeplm.core.errors import ConfigError
 from sleeplm.plan.config import MeshConfig, PlanConfig
 
+LANES = 128  # columns of D that a chip should have: with fewer, pieces are summed, not gathered
 #: What is kept for the way back, the least first: with more there is less to compute again.
 REMAT = (("full", True), ("dots", True), ("full", False))
 
@@ -17,15 +18,24 @@ def arrangements(config: PlanConfig, chips: int) -> Iterator[PlanConfig]:
 
     Most rows first; of these whole matrices first (``tensor`` 1), since cutting them costs a sum
     over chips after every product. ``tensor`` divides the key/value heads. All other chips are
-    ``fsdp``: copies of parameters on ``data`` only take room.
+    ``fsdp``, as long as each has 128 columns of a matrix; beyond that they are copies, ``data``.
     """
     rows = config.rows
     while rows:
         for tensor in (n for n in (1, 2, 4, 8, 16) if _divides(n, config, chips)):
-            mesh = MeshConfig(data=1, fsdp=0, tensor=tensor)
+            data = _copies(chips // tensor, config.model.d_model)
+            mesh = MeshConfig(data=data, fsdp=0, tensor=tensor)
             model = dataclasses.replace(config.model, remat=True, remat_policy="full")
             yield dataclasses.replace(config, rows=rows, mesh=mesh, model=model)
         rows //= 2
+
+
+def _copies(chips: int, d_model: int) -> int:
+    """The size of ``data`` with which ``fsdp`` cuts D into no less than ``LANES`` columns."""
+    data = 1
+    while chips % (2 * data) == 0 and d_model * data < LANES * chips:
+        data *= 2
+    return data
 
 
 def _divides(tensor: int, config: PlanConfig, chips: int) -> bool:

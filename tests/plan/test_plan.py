@@ -176,6 +176,10 @@ def test_what_fits_keeps_rows_first_then_whole_matrices_then_stores_as_much_as_i
     assert (best.rows, best.mesh.tensor) == (2, 2)
     best, _ = fit(small(rows=4), 8, lambda config: True)
     assert (best.rows, best.mesh.tensor, best.model.remat) == (4, 1, False)
+    wide = small()
+    wide.model.d_model = 4096
+    shapes = [fit(wide, chips, lambda config: True)[0].mesh.shape(chips) for chips in (16, 256)]
+    assert [(mesh["data"], mesh["fsdp"]) for mesh in shapes] == [(1, 16), (8, 32)]
     with pytest.raises(ConfigError, match=r"rows = 4: 6 arrangements do not fit 8 chips"):
         fit(small(rows=4), 8, lambda config: False)
 
