@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sleeplm.core.errors import ConfigError, SleepError
+from sleeplm.plan import command as planning
 
 DESCRIPTION = """\
 sleeplm: language models that keep learning after they ship.
 
 Awake, a model absorbs a stream into fast memory levels; asleep, it moves what they hold into
 fresh experts of slower levels. `run` carries out an experiment file, `report` shows what came out,
-`export` hands a learner on, and `import-memories` puts memories onto the base they belong to.
+`export` hands a learner on, `import-memories` puts memories onto the base they belong to, and
+`plan` says what a TPU pod would have to have.
 """
 
 EXAMPLES = """\
@@ -34,6 +36,7 @@ examples:
   sleeplm export runs/mine --out shared/mine
   sleeplm export runs/mine --night 2 --out shared/night
   sleeplm import-memories shared/night --base shared/mine --out shared/other
+  sleeplm plan experiments/plan_llama8b.py --topology v5e:4x4
 
 An experiment file is Python with a function get_config() that returns the settings; every one of
 them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=320 or
@@ -41,12 +44,14 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 """
 
 
+SETTABLE = ("run", "plan")  # commands with an experiment file, whose settings can be changed
 FLAGS = ("--workdir", "--resume", "--quick", "--quiet", "--debug", "--out", "--help")
 HANDOVER = ("--out", "--force", "--debug", "--help")
 #: What a misspelt flag of a command may have meant, where that is not among ``FLAGS``.
 FLAGS_OF = {
     "export": (*HANDOVER, "--arm", "--learner", "--night", "--only", "--dtype", "--without-cues"),
     "import-memories": (*HANDOVER, "--base", "--into"),
+    "plan": ("--topology", "--json", "--fit", "--fast", "--debug", "--help"),
 }
 
 
@@ -107,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     _add_export(commands)
     _add_import(commands)
+    planning.add_to(commands)
     return main_parser
 
 
@@ -172,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = _overrides(rest, options.command)
         if options.command == "run":
             return _run(options, overrides)
+        if options.command == "plan":
+            return planning.carry_out(options, overrides)
         return {"report": _report, "export": _export, "import-memories": _import}[options.command](
             options
         )
@@ -201,7 +209,7 @@ def _overrides(rest: Sequence[str], command: str) -> list[str]:
     after_flag = False
     for text in rest:
         setting = text.startswith("--config.")
-        if command != "run" or not (setting or (after_flag and not text.startswith("--"))):
+        if command not in SETTABLE or not (setting or (after_flag and not text.startswith("--"))):
             raise ConfigError("argument", text, _remedy(text, command))
         after_flag = setting and "=" not in text
     return list(rest)
@@ -211,7 +219,7 @@ def _remedy(text: str, command: str) -> str:
     close = difflib.get_close_matches(text.partition("=")[0], FLAGS_OF.get(command, FLAGS), n=1)
     if close:
         return f"unknown; did you mean {close[0]}?"
-    if command != "run":
+    if command not in SETTABLE:
         return f"unknown; see sleeplm {command} --help"
     if text.startswith("--") and "=" in text:
         return f"unknown; did you mean --config.{text.lstrip('-').removeprefix('config')}?"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sleeplm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms, each of which may import those before it. ``testing`` and ``__init__`` stand on top.
-ORDER = ["core", "memory", "models", "methods", "pretrained", "data", "runtime", "bench"]
+ORDER = ["core", "memory", "models", "methods", "pretrained", "data", "runtime", "plan", "bench"]
 #: Leaves: they import only these rooms, and only runtime, bench and what is on top import them.
 LEAVES = {"data": {"core"}, "pretrained": {"core", "memory", "models"}}
 CORE_MAY_IMPORT = {"jax", "optax", "numpy", "sleeplm"} | set(sys.stdlib_module_names)

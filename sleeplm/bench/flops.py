@@ -91,7 +91,7 @@ def train(
     lowest = parts[first].lowest + sum(part.inputs for part in parts[first + 1 :])
     learns = trainable != "inputs"
     weights = sum(part.weights for part in parts if part.name in moving) if learns else 0.0
-    again = block if config.remat else 0.0
+    again = _recomputed(config, parts, context)
     total = config.n_layers * (block + again + weights + through) - through + lowest
     total += (2 * student_logits + teacher_logits) * _logits(config)
     if trainable == "all":
@@ -218,6 +218,15 @@ def _parts(config: ModelConfig, context: float, open_experts: int | None) -> lis
             pool = expert + 2.0 * d_model * lv.slots
             parts.append(_Part(f"{lv.name}/experts", pool, pool, pool, expert / 2))
     return parts
+
+
+def _recomputed(config: ModelConfig, parts: list[_Part], context: float) -> float:
+    """What the backward pass does again in a block: nothing, all of it, or only the scores."""
+    if not config.remat:
+        return 0.0
+    if config.remat_policy == "dots":
+        return 4.0 * context * config.n_heads * config.width_of_head
+    return sum(part.forward for part in parts)
 
 
 def _moving(config: ModelConfig, trainable: str, level: str | None) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from sleeplm.core.platform import platform
 from sleeplm.core.types import Array
 
 
@@ -14,7 +15,7 @@ def matmul(x: Array, w: Array) -> Array:
     that contracts the leading dimension at a third of its speed elsewhere. That path knows
     reverse-mode differentiation only.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return x @ w
     return _cpu_matmul(*vary_alike(x, w))
 
@@ -36,7 +37,7 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
 
 def weight_gradient(x: Array, dy: Array) -> Array:
     """``x^T @ dy`` for x [T, D] and dy [T, F]: the gradient of a weight matrix [D, F]."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return x.T @ dy
     # The barrier keeps XLA from folding the transposition back into the product.
     return jax.lax.optimization_barrier(x.T) @ dy

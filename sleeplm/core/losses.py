@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.layout import named
 from sleeplm.core.types import Array
 
 #: ``(teacher_logp [..., V], student_logp [..., V]) -> [...]``, in nats.
@@ -134,7 +135,13 @@ def _per_token(
     # dtype that it has outside of the loop, and bfloat16 would lose small pieces.
     unembeds = tuple(_wide(w) for w in unembeds)
     piece = jax.checkpoint(fn, prevent_cse=False)
-    values = jax.lax.map(lambda xs: piece(unembeds, *xs), tuple(split(x) for x in sequences))
+
+    def by_rows(x: Array) -> Array:
+        return named(x, "row", "time", "width") if x.ndim == 3 else x
+
+    values = jax.lax.map(
+        lambda xs: piece(unembeds, *map(by_rows, xs)), tuple(split(x) for x in sequences)
+    )
     return jnp.moveaxis(values, 0, 1).reshape(batch, pieces * size)[:, :length]
 
 

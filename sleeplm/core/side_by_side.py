@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from sleeplm.core.platform import platform
+
 
 def for_each(fn: Callable[..., Any], batched: bool | None = None) -> Callable[..., Any]:
     """``fn`` of one learner as a function of E: every array of every argument has E in front.
@@ -19,7 +21,7 @@ def for_each(fn: Callable[..., Any], batched: bool | None = None) -> Callable[..
       batched: as one batch, whatever the platform; None: as the platform likes it.
     """
     if batched is None:
-        batched = jax.default_backend() != "cpu"
+        batched = platform() != "cpu"
     if batched:
         return jax.vmap(fn)
     return lambda *args: jax.lax.map(lambda one: fn(*one), args)

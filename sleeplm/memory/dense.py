@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.linear import vary_alike, weight_gradient
+from sleeplm.core.platform import platform
 from sleeplm.core.types import Array, PyTree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"linear": lambda x: x, "silu": jax.nn.silu}
@@ -39,7 +40,12 @@ def dense_experts(
 
 
 def _sizes(slots: int) -> list[int]:
-    """Parts of a pool of S slots that programs are made for: 0, S / 4, ... S."""
+    """Parts of a pool of S slots that programs are made for: 0, S / 4, ... S.
+
+    Accelerators get the whole pool: a small pool costs them little, and branches more.
+    """
+    if platform() != "cpu":
+        return [slots]
     return sorted({-(-slots * i // QUARTERS) for i in range(QUARTERS + 1)})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.platform import platform
 from sleeplm.core.types import Array, PyTree
 from sleeplm.memory.dense import ACTIVATIONS, dense_experts
 
@@ -136,6 +137,6 @@ def _mapped_together(*arrays: Array) -> tuple[Array, ...]:
 
 
 def _pick(slots: int, tokens: int) -> str:
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return "dense" if slots <= 64 else "gather"
     return "gather" if tokens <= 64 else "grouped"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.layout import named
+from sleeplm.core.platform import platform
 from sleeplm.core.types import Array, PyTree
 
 
@@ -13,13 +15,20 @@ def heads_first() -> bool:
 
     On a CPU each head's keys must lie together: the products over the cache then run 2x faster.
     """
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
 def empty_cache(batch: int, length: int, heads: int, width: int, dtype: jnp.dtype) -> PyTree:
     """{"k", "v"} of one layer, zeros, for ``length`` = T positions of ``heads`` = KV heads."""
-    shape = (batch, heads, length, width) if heads_first() else (batch, length, heads, width)
-    return {name: jnp.zeros(shape, dtype) for name in ("k", "v")}
+    sizes = {"row": batch, "time": length, "kv_heads": heads, "width": width}
+    shape = [sizes[axis] for axis in axes_of_cache()]
+    return {name: named(jnp.zeros(shape, dtype), *axes_of_cache()) for name in ("k", "v")}
+
+
+def axes_of_cache() -> tuple[str, ...]:
+    """Names of the axes of one layer's cache, in order."""
+    first = ("row", "kv_heads", "time", "width")
+    return first if heads_first() else ("row", "time", "kv_heads", "width")
 
 
 def cached_attention(

@@ -11,6 +11,7 @@ from sleeplm.memory.levels import LevelConfig, check_levels
 from sleeplm.models.rope import RopeScaling, frequencies
 
 DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("full", "dots")
 
 
 @dataclasses.dataclass
@@ -35,6 +36,8 @@ class ModelConfig:
       scan_layers: run the layers in one ``lax.scan`` (compiles once per block) instead of
         unrolling them (faster for a few small layers).
       remat: recompute each block in the backward pass instead of storing its activations.
+      remat_policy: what of a block is recomputed then: ``full``, all of it; ``dots``, all but its
+        products with weight matrices, which are stored. Neither changes a result.
       dispatch: how tokens reach their experts, see :func:`sleeplm.memory.experts.apply_experts`.
     """
 
@@ -58,6 +61,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False
     remat: bool = False
+    remat_policy: str = "full"
     dispatch: str = "auto"
 
     @property
@@ -102,5 +106,6 @@ class ModelConfig:
         checks.positive(f"{field}.norm_eps", self.norm_eps)
         checks.one_of(f"{field}.dtype", self.dtype, DTYPES)
         checks.one_of(f"{field}.param_dtype", self.param_dtype, DTYPES)
+        checks.one_of(f"{field}.remat_policy", self.remat_policy, REMAT_POLICIES)
         checks.one_of(f"{field}.dispatch", self.dispatch, DISPATCHES)
         check_levels(self.levels, self.wiring, f"{field}.levels")

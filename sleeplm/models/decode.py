@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.platform import platform
 from sleeplm.core.types import Array, PyTree, Variables
 from sleeplm.models.transformer import Model
 
@@ -187,7 +188,7 @@ def _few(batch: int) -> int:
     On an accelerator a step costs about the same for fewer rows, and rows may be spread over
     devices: there they stay where they are.
     """
-    return batch // 4 if jax.default_backend() == "cpu" and batch >= 64 else 0
+    return batch // 4 if platform() == "cpu" and batch >= 64 else 0
 
 
 @jax.custom_batching.custom_vmap

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.layout import named
 from sleeplm.core.types import Array, Params, PyTree, Variables
 from sleeplm.memory.slots import SlotTable, init_slots
 from sleeplm.models.cache import empty_cache
@@ -103,11 +104,14 @@ class Model:
 
         def block(x, layer):
             weights, noise, kv = layer
-            return Block(c).apply({"params": weights}, x, active, noise, rope, mask, kv, at)
+            out, kv = Block(c).apply({"params": weights}, x, active, noise, rope, mask, kv, at)
+            return _by_rows(out), kv
 
         if c.remat:
-            block = jax.checkpoint(block, prevent_cse=not c.scan_layers)
-        x = params["embed"][tokens].astype(dtype)
+            policies = jax.checkpoint_policies
+            keep = policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
+            block = jax.checkpoint(block, prevent_cse=not c.scan_layers, policy=keep)
+        x = _by_rows(params["embed"][tokens].astype(dtype))
         if c.scan_layers:
             x, cache = jax.lax.scan(block, x, (params["blocks"], explore, cache))
         else:
@@ -137,6 +141,10 @@ class Model:
         x = self.hidden(variables, tokens, segments)
         unembed = self.unembed(variables["params"]).astype(x.dtype)
         return jnp.matmul(x, unembed, preferred_element_type=jnp.float32)
+
+
+def _by_rows(x: Array) -> Array:
+    return named(x, "row", "time", "width")
 
 
 def positions_in(segments: Array) -> Array:

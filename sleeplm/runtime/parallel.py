@@ -13,6 +13,7 @@ the same step, up to the order of floating-point sums.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sleeplm.core import layout
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
-from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs
+from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs, activations
 
 Step = Callable[..., Any]
 #: The mesh axis, or several, over which rows are spread; None: they are not.
@@ -171,7 +173,12 @@ def jit_step(
     """
     if mesh is None:
         return jax.jit(step, donate_argnums=(0,) if donate else ())
-    return _Compiled(lambda parts: step, mesh, donate, axis, specs, state_specs)
+
+    def laid_out(state: PyTree, batch: PyTree, key: jax.Array) -> Any:
+        with layout.over(functools.partial(activations, mesh)):
+            return step(state, batch, key)
+
+    return _Compiled(lambda parts: laid_out, mesh, donate, axis, specs, state_specs)
 
 
 def shard_map_step(

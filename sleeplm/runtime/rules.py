@@ -125,6 +125,13 @@ def cache_specs(cache: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(spec, cache)
 
 
+def activations(mesh: Mesh, axes: Sequence[str], shape: tuple[int, ...]) -> NamedSharding | None:
+    """Where an activation with these axes lies; None, so that the compiler is free, if rows do not
+    fit the devices that they would be spread over."""
+    spec, whole = _fitting(axes, shape, mesh)
+    return None if any(axis == "row" for axis, *_ in whole) else NamedSharding(mesh, spec)
+
+
 def kept_whole(
     state: PyTree, mesh: Mesh, *, rules: Sequence[Rule] = LEAVES, learners: bool | None = None
 ) -> list[str]:
