@@ -1,6 +1,6 @@
 """When to sleep: after every day, by the clock, or when the stream surprises, at equal nights.
 
-Days of very unequal size; every schedule has as many nights as there are days.
+Days of very unequal size; no schedule has more nights than there are days.
 
     sleeplm run experiments/retention_schedule.py:surprise --workdir runs/surprise
     sleeplm run experiments/retention_schedule.py:clock --workdir runs/clock
@@ -10,7 +10,7 @@ What to expect is in docs/results.md.
 """
 
 from sleeplm.bench.presets import UNSEEN, bench
-from sleeplm.bench.retention import RetentionConfig
+from sleeplm.bench.retention import DayConfig, RetentionConfig
 from sleeplm.methods.schedule import ScheduleConfig
 
 SIZES = [20, 120, 40, 140, 30, 90]
@@ -27,5 +27,7 @@ def get_config(when: str = "surprise") -> RetentionConfig:
         world_seed=UNSEEN,
         seeds=3,
         arms=["sleep"],
+        # A short chunk: the next batch is looked at after each, and the shortest day has several.
+        day=DayConfig(steps=90, epochs=5.0, batch=16, length=64, chunk=10),
         schedule=ScheduleConfig(when=when, nights=len(SIZES)),
     )
