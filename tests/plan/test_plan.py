@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,11 @@ def one_program(small):
 def unusual(made):
     """Warnings, but that so small a program waits for its links."""
     return [line for line in made.warnings if not line.startswith("links take")]
+
+
+def test_every_plan_among_the_experiments_is_one_of_these_shapes():
+    plans = pathlib.Path("experiments").glob("plan_*.py")
+    assert {path.stem.removeprefix("plan_") for path in plans} == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", SHAPES)
