@@ -154,13 +154,15 @@ def _last_state(
 def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> History:
     """What each slot holds: the nights that went there, merged ones too, and their days.
 
+    A slot is named by the night that opened it, as the ledger has it. An expert that dreams have of
+    their own was opened in the night that they followed, and holds the same.
+
     Args:
       lines: of the arm's stage in the metrics file.
     """
     receivers = {rest.sender: rest.receiver for rest in arm.learner.rests}
     slots: dict[tuple[str, int], dict[str, list[int]]] = {}
-    apart = arm.dream is not None and arm.dream.into == "new"
-    count = own = 0  # nights, and experts that dreams have of their own
+    count = 0
     for line in lines:
         if line["event"] == "merge_end" and _was(line, "merge_failed", learner):
             level = receivers[line["sender"]]
@@ -170,14 +172,11 @@ def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> Hi
         if line["event"] == "seed_end" and _was(line, "rolled_back", learner):
             level = receivers[line["sender"]]
             # A pool that learns as a whole has been open since the first night.
-            key = (level, 0 if arm.sleep.into == "pool" else count + own)
+            key = (level, 0 if arm.sleep.into == "pool" else count)
             held = slots.setdefault(key, {"nights": [], "days": []})
             held["nights"].append(count)
             held["days"].append(line["day"])
             count += 1
-        if line["event"] == "dream_end" and apart and line["absorbed"][learner]:
-            own += 1
-            slots[(level, count - 1 + own)] = {"nights": [count - 1], "days": [line["day"]]}
     return slots
 
 

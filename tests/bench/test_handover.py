@@ -16,6 +16,7 @@ from sleeplm.bench.handover import export, history_of, read_learner, sleep_of
 from sleeplm.bench.material import prepare
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.tree import differing
+from sleeplm.memory.slots import open_slot
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.learner import learner
 from sleeplm.methods.schedule import ScheduleConfig
@@ -23,6 +24,7 @@ from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import base_config
 from sleeplm.pretrained.learner_folder import load_base, load_learner
+from sleeplm.pretrained.memories import open_experts
 from sleeplm.pretrained.memory_files import read_memories
 from sleeplm.pretrained.receive import put_memories
 
@@ -163,15 +165,22 @@ def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
     }
 
 
-def test_the_history_of_slots_tells_experts_that_dreams_have_of_their_own(brief):
+def test_experts_that_dreams_have_of_their_own_are_of_the_night_that_they_followed(brief):
     config = brief.config(dream=DreamConfig(into="new"), schedule=ScheduleConfig(when="day_end"))
     arm = build_arm("dream", config, classes=0)
-    dreams = [
-        {"event": "dream_end", "day": day, "absorbed": [x]} for day, x in ((0, 1.0), (1, 0.0))
+    lines = [night([0.0], 0), {"event": "dream_end", "day": 0, "absorbed": [1.0]}, night([0.0], 1)]
+    # Slots 0 and 1 are open since night 0, slot 2 since night 1: what is looked up is the night.
+    table = open_slot(open_slot(arm.model.init_slots()["slow"], 0, 0), 1, 0)
+    table = open_slot(table, 2, 1)
+    params = arm.model.init(jax.random.key(0))
+    state = arm.learner.init(params, jax.random.key(0))
+    state = state.replace(slots={**state.slots, "slow": table})
+    found = open_experts(arm.model, state, history_of(lines, arm, 0), {})
+    assert [(one.slot, one.nights, one.days) for one in found] == [
+        (0, (0,), (0,)),
+        (1, (0,), (0,)),
+        (2, (1,), (1,)),
     ]
-    lines = [night([0.0], 0), dreams[0], night([0.0], 1), dreams[1], night([0.0], 2)]
-    held = {slot: held["days"] for (_, slot), held in history_of(lines, arm, 0).items()}
-    assert held == {0: [0], 1: [0], 2: [1], 3: [2]}
 
 
 @pytest.mark.slow
