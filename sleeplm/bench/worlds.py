@@ -56,11 +56,9 @@ def check_world(config: Any) -> int:
       ConfigError: no such world, a file that cannot be used, or more days than there are.
     """
     kind, place = _kind(config.world)
-    ok, remedy = (
-        has_facts(config) or not config.falsehoods,
-        "only worlds of facts can be false: use 0",
-    )
-    checks.require(ok, "falsehoods", config.falsehoods, remedy)
+    true = has_facts(config) or not config.falsehoods
+    remedy = "only worlds of facts can be false: use 0"
+    checks.require(true, "falsehoods", config.falsehoods, remedy)
     if has_facts(config):
         remedy = "only worlds of labelled texts read it: leave it empty"
         checks.require(not config.text, "text", config.text, remedy)

@@ -18,6 +18,7 @@ from launch.mirror import MANIFEST, Mirror
 from launch.trials import directory_of, write_trials
 from launch.worker import CRASH, MEND, RESTART, main, work
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime import hosts
 
 EXPIRY = 60.0
 
@@ -188,3 +189,7 @@ def figures(sweep):
     told = {(arm, name): v for arm in arms for name, v in arms[arm]["figures"].items()}
     told |= {(arm, "matrix"): arms[arm]["matrix"] for arm in arms}
     return {key: value for key, value in told.items() if "second" not in key[1]}
+
+
+def test_who_has_lost_another_process_leaves_with_the_status_that_asks_to_be_started_again():
+    assert hosts.AGAIN == RESTART
