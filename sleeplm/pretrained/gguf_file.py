@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -92,15 +93,20 @@ def read_gguf(path: str | pathlib.Path) -> GgufFile:
         reader = gguf.GGUFReader(path)
         if reader.byte_order == "S":
             raise ValueError("it was written for the other byte order")
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        # As one text until the reader is gone: strings made between its objects, two for every
+        # token and merge, would keep the memory of all of them from being freed.
+        metadata = json.dumps({key: field.contents() for key, field in reader.fields.items()})
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ConfigError("GGUF file", str(path), f"cannot be read: {error}") from None
-    tensors = {}
-    for found in reader.tensors:
-        shape = tuple(int(n) for n in found.shape[::-1])
-        place = int(found.data_offset), int(found.n_bytes)
-        tensors[found.name] = GgufTensor(path, found.name, shape, found.tensor_type, *place)
-    return GgufFile(path, metadata, tensors)
+    tensors = {found.name: _tensor(path, found) for found in reader.tensors}
+    del reader
+    return GgufFile(path, json.loads(metadata), tensors)
+
+
+def _tensor(path: pathlib.Path, found: Any) -> GgufTensor:
+    shape = tuple(int(n) for n in found.shape[::-1])
+    place = int(found.data_offset), int(found.n_bytes)
+    return GgufTensor(path, found.name, shape, found.tensor_type, *place)
 
 
 def smollm2_file() -> pathlib.Path:

@@ -26,7 +26,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-CHUNK = 1 << 20  # numbers that are read at once
+CHUNK = 1 << 18  # numbers that are read at once
 ALIGNMENT = 64  # a CPU device takes a buffer over as it is only from such addresses
 
 
