@@ -90,6 +90,7 @@ def generate(
     noise = explore_noise(model, keys) if explore else None
     uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (max_new,)))(keys)
     unembed = model.unembed(variables["params"]).astype(jnp.dtype(c.dtype))
+    variables = _apart(model, variables)
     total = cue + max_new
     times = jnp.arange(total)
 
@@ -154,6 +155,17 @@ def generate(
     stop = out == eos
     new = jnp.where(stop.any(1), jnp.argmax(stop, 1) + 1, max_new).astype(jnp.int32)
     return _join(prompts, lengths, out, logps, states, new)
+
+
+def _apart(model: Model, variables: Variables) -> Variables:
+    """On a CPU the layers' parameters, cut apart once: in the loop every step would copy them all.
+
+    The barrier keeps XLA from moving the cuts back to where they are used.
+    """
+    if platform() != "cpu" or model.config.scan_layers:
+        return variables
+    layers = jax.lax.optimization_barrier(model.layers(variables["params"]))
+    return {**variables, "params": {**variables["params"], "blocks": layers}}
 
 
 @jax.tree_util.register_dataclass

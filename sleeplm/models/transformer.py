@@ -56,6 +56,15 @@ class Model:
         """The matrix [D, V] from final hidden states to logits."""
         return params["embed"].T if self.config.tie_embeddings else params["unembed"]
 
+    def layers(self, params: Params) -> list[PyTree]:
+        """Each block's parameters; a list of them in ``params["blocks"]`` is taken as it is."""
+        blocks = params["blocks"]
+        if isinstance(blocks, list):
+            return blocks
+        return [
+            jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(self.config.n_layers)
+        ]
+
     def hidden(
         self,
         variables: Variables,
@@ -116,10 +125,8 @@ class Model:
             x, cache = jax.lax.scan(block, x, (params["blocks"], explore, cache))
         else:
             caches = []
-            for i in range(c.n_layers):
-                weights, noise = jax.tree.map(
-                    lambda leaf, i=i: leaf[i], (params["blocks"], explore)
-                )
+            for i, weights in enumerate(self.layers(params)):
+                noise = jax.tree.map(lambda leaf, i=i: leaf[i], explore)
                 x, kv = block(x, (weights, noise, cache[i] if cache is not None else None))
                 caches.append(kv)
             cache = caches if cache is not None else None

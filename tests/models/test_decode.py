@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +361,14 @@ def test_long_rows_of_a_large_batch_go_on_among_themselves_and_say_the_same(
     np.testing.assert_array_equal(apart.length, together.length)
     np.testing.assert_allclose(apart.logp, together.logp, atol=1e-5)
     np.testing.assert_allclose(apart.hidden, together.hidden, atol=1e-5)
+
+
+def test_on_a_cpu_no_step_copies_weights(living):
+    """Cut out of the stack inside the loop, every layer's matrices were copied for every token."""
+    m, keys = model(), keys_of(len(PROMPTS))
+    write = jax.jit(lambda *a: generate(m, *a, max_new=NEW, eos=NEVER))
+    program = write.lower(living, PROMPTS, LENGTHS, keys).compile().as_text()
+    # What is cut out of a stack of layers, [1, D, F]; experts are cut inside their level.
+    where = re.findall(r'f32\[1,\d+,\d+\]\S* slice\(.*op_name="([^"]*)"', program)
+    assert [name for name in where if "while" not in name]  # before the loop
+    assert not [name for name in where if name.endswith("while/body/slice")]
