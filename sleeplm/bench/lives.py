@@ -42,7 +42,7 @@ from sleeplm.methods.schedule import look
 from sleeplm.methods.settings import value_of, with_settings
 from sleeplm.models.graft import graft
 from sleeplm.pretrained.minilm import minilm
-from sleeplm.runtime.learners import born, put
+from sleeplm.runtime.learners import born, put, whole_lines
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import METRICS, Run, Stage
 
@@ -134,6 +134,9 @@ def learners_of(config: Any) -> list[Any]:
 
 def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
     """Lets the learners of one arm live, or what is left of their lives in the run."""
+    if bench.mesh is not None:
+        for line in whole_lines(jax.eval_shape(lambda: newborns(bench, arm)), bench.mesh):
+            run.say(f"{name}: {line}")
     life = life_of(bench, arm)
     run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
     if arm.dream is not None:
@@ -241,7 +244,8 @@ def _papers(bench: Bench, arm: Arm) -> Any:
         for one, material in zip(bench.learners, bench.materials, strict=True)
     ]
     by_day = [
-        _questions(stack_exams(list(papers)), bench.mesh) for papers in zip(*each, strict=True)
+        _questions(stack_exams(list(papers), bench.config.mesh.rows), bench.mesh)
+        for papers in zip(*each, strict=True)
     ]
     return lambda day: {**shared, **by_day[day]}
 

@@ -292,16 +292,19 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     seeds = learners[: config.seeds]  # each setting has the same again
     times = len(learners) // len(seeds)
     materials = [prepare(one) for one in seeds] * times
-    paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
+    papers = [paper_of(c, m) for c, m in zip(learners, materials, strict=True)]
+    paper = stack_exams(papers, config.mesh.rows)
     arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
         check_nights(config, steps_of(config, materials))
     run.claim()
+    if mesh is not None:
+        run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
     world = materials[0].curriculum
     run.say(
         f"{world.name}: {len(world.pretrain)} texts before the first day, {len(world.days)} days "
-        f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
-        f"an exam; {len(learners)} learners"
+        f"of {', '.join(str(len(day)) for day in world.days)} texts; "
+        f"{max(one.shape[0] for one in papers)} questions an exam; {len(learners)} learners"
     )
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
         for line in cut_asleep(config, materials):

@@ -18,12 +18,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core import checks, layout
-from sleeplm.core.errors import ConfigError
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.runtime import parallel
-from sleeplm.runtime.rules import AXES, REPLICA, activations, shardings, state_specs
+from sleeplm.runtime.rules import (
+    AXES,
+    REPLICA,
+    activations,
+    kept_whole,
+    shardings,
+    state_specs,
+)
 from sleeplm.runtime.rules import born as born_in_place
+
+SHOWN = 4  # lines about arrays that lie whole; the others are counted
 
 Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
 #: Where parameters lie that have learners in front, but no key that would say so.
@@ -73,15 +81,14 @@ class MeshConfig:
         Raises:
           ConfigError: there are more devices or fewer, or this is one of several processes.
         """
+        processes = jax.process_count()
+        remedy = f"a run is one process; this is one of {processes}: start it without the others"
+        checks.require(processes == 1, "mesh", self.shape, remedy)
         if not self.shape:
             return None
         count, there = math.prod(self.shape.values()), jax.device_count()
-        if jax.process_count() > 1:
-            remedy = f"a run is one process with all its devices; there are {jax.process_count()}"
-            raise ConfigError("mesh", self.shape, remedy)
-        if count != there:
-            remedy = f"asks for {count} devices and there are {there}: choose sizes with product"
-            raise ConfigError("mesh", self.shape, f"{remedy} {there}")
+        remedy = f"is {count} devices and there are {there}: choose sizes whose product is {there}"
+        checks.require(count == there, "mesh", self.shape, remedy)
         return parallel.mesh(self.shape)
 
 
@@ -105,7 +112,7 @@ def side_by_side(
     if mesh is None:
         return jax.jit(run, donate_argnums=0)
     spread = parallel.jit_step(
-        lambda state, parts, number: run(state, *parts, number),
+        lambda state, parts, number: run(state, parts[0], parts[1], number),
         mesh,
         specs=functools.partial(_batch_specs, mesh),
         state_specs=state_specs,
@@ -152,6 +159,17 @@ def put(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def put_params(params: PyTree, mesh: Mesh | None) -> PyTree:
     """Parameters of E learners where they lie on the mesh; as they are, if there is none."""
     return params if mesh is None else jax.device_put(params, shardings(params, mesh, of_learners))
+
+
+def whole_lines(state: State, mesh: Mesh) -> list[str]:
+    """Lines for people about parameters that would be spread if their sizes allowed it.
+
+    Args:
+      state: of E learners, arrays or shapes.
+    """
+    lines = kept_whole(state.params, mesh, learners=True)
+    more = len(lines) - SHOWN
+    return lines if more <= 0 else [*lines[:SHOWN], f"and {more} more"]
 
 
 def _each(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
