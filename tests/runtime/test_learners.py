@@ -67,6 +67,14 @@ def test_learners_that_replica_does_not_divide_are_whole_on_each_device():
     assert lies(learners.put(np.zeros((4, 3)), mesh)) == P("replica")
 
 
+def test_what_stays_whole_is_said_in_a_few_lines(living):
+    states = living[1]
+    assert learners.whole_lines(states, parallel.mesh({"fsdp": 2, "tensor": 2})) == []
+    lines = learners.whole_lines(states, parallel.mesh({"tensor": 3}, jax.devices()[:3]))
+    assert len(lines) == learners.SHOWN + 1 and lines[-1].startswith("and ")
+    assert "params" not in lines[0] and "is whole on the devices of tensor" in lines[0]
+
+
 def test_rows_that_a_mesh_does_not_divide_are_refused_before_anything_is_compiled(living):
     made, states, texts = living
     mesh = parallel.mesh({"data": 4})
