@@ -14,7 +14,7 @@ from sleeplm.core.errors import ConfigError
 #: Settings that may differ between runs whose seeds are put together into one arm.
 _FREE = (
     *("seed", "seeds", "world_seed", "arms"),
-    *("cache", "save_seconds", "keep", "data_dir", "manual_dir"),
+    *("cache", "save_seconds", "keep", "mesh", "data_dir", "manual_dir"),
 )
 
 

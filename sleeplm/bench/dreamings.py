@@ -10,12 +10,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from sleeplm.bench.nights import require_room_for_all, side_by_side
+from sleeplm.bench.nights import require_room_for_all
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.methods.dreams.stage import TEXTS, Dreaming
 from sleeplm.methods.schedule import masked
 from sleeplm.methods.sleep import Step
+from sleeplm.runtime.learners import side_by_side
 from sleeplm.runtime.lifecycle import Moment
 
 FLAG = "dreaming"
@@ -30,6 +32,7 @@ class Dreamings:
       material: ``(day, round) -> batch`` of what a round dreams of, with E in front.
       tell: metrics of the texts of a round (:data:`~sleeplm.methods.dreams.stage.TEXTS`, with E in
         front), made on the host, or None.
+      mesh: that the learners lie on, or None.
     """
 
     def __init__(
@@ -37,13 +40,14 @@ class Dreamings:
         stage: Dreaming,
         material: Callable[[int, int], PyTree],
         tell: Callable[[Texts], Metrics] | None,
+        mesh: Mesh | None = None,
     ):
         self.stage, self.config = stage, stage.config
         self.material, self.tell = material, tell
         rows = np.arange(self.config.inner * self.config.rows, dtype=np.int32)
         self.rows = rows.reshape(self.config.inner, self.config.rows)
         self.begin, self.round, self.absorb, self.end = (
-            side_by_side(masked(FLAG, of_last_night(step)))
+            side_by_side(masked(FLAG, of_last_night(step)), mesh)
             for step in (stage.begin, stage.round, stage.absorb, stage.end)
         )
 

@@ -103,15 +103,19 @@ def make_exam(
     return _padded(exam, _common([exam.shape, pad_to or exam.shape]), np.pad)
 
 
-def stack_exams(exams: Sequence[Exam]) -> Exam:
+def stack_exams(exams: Sequence[Exam], devices: int = 1) -> Exam:
     """Exams of several learners as one with the learners in front, padded to common shapes.
+
+    Args:
+      devices: that questions are spread over: what is answered at once is a multiple of it.
 
     Raises:
       ConfigError: none, or exams of different numbers of groups.
     """
     counts = sorted({exam.groups for exam in exams})
     checks.require(len(counts) == 1, "exams", counts, "all need the same number of groups")
-    shape = _common([exam.shape for exam in exams])
+    questions, *widths = _common([exam.shape for exam in exams])
+    shape = (_evenly(questions, devices), *widths)
     padded = [_padded(exam, shape, np.pad) for exam in exams]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
 
@@ -318,10 +322,26 @@ def _texts(part: Exam, eos: int) -> tuple[Array, Array]:
 def _blocks(exam: Exam) -> Exam:
     """The exam in equal pieces of at most BLOCK questions: every array [pieces, questions, ...]."""
     questions, *widths = exam.shape
-    pieces = -(-questions // BLOCK)
-    size = -(-questions // pieces)
+    pieces, size = _pieces(questions)
     padded = _padded(exam, (pieces * size, *widths), jnp.pad)
     return jax.tree.map(lambda x: jnp.reshape(x, (pieces, size, *x.shape[1:])), padded)
+
+
+def _pieces(questions: int) -> tuple[int, int]:
+    """How many blocks, and how many questions in each."""
+    pieces = -(-questions // BLOCK)
+    return pieces, -(-questions // pieces)
+
+
+def _evenly(questions: int, devices: int) -> int:
+    """So many questions, or a few more, that ``devices`` divides every block.
+
+    Unchanged where it does not divide BLOCK: a block could become larger than that.
+    """
+    if devices == 1 or BLOCK % devices:
+        return questions
+    pieces, size = _pieces(questions)
+    return pieces * (size + -size % devices)
 
 
 def _by_blocks(fn: Callable[[Exam], Any], exam: Exam) -> Any:

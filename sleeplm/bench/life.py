@@ -6,22 +6,22 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sleeplm.bench.dreamings import Dreamings
-from sleeplm.bench.nights import Nights, side_by_side, with_counters
+from sleeplm.bench.nights import Nights, with_counters
 from sleeplm.bench.streams import StackedStreams
 from sleeplm.bench.timetable import nights_of
 from sleeplm.core import tree
 from sleeplm.core.phase import Phase, repeat
-from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import Learner
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.methods.sleep import Step
+from sleeplm.runtime.learners import ask_each, side_by_side
 from sleeplm.runtime.lifecycle import Moment
 
 BEFORE = -1  # the day of what was known before the first
@@ -49,6 +49,7 @@ class Life:
         (:func:`sleeplm.methods.schedule.look`), or None where the schedule is known beforehand.
       probe: the same as ``examine``, asked once at the end of life, or None.
       dreams: what follows the fastest sender's nights, before slower levels sleep, or None.
+      mesh: that the learners lie on, or None: one device.
     """
 
     learner: Learner
@@ -68,6 +69,7 @@ class Life:
     judge: PyTree = None
     score: Callable[[dict[str, Array]], dict[str, Any]] | None = None
     dreams: Dreamings | None = None
+    mesh: Mesh | None = None
 
     @property
     def days(self) -> int:
@@ -75,21 +77,21 @@ class Life:
 
     def agenda(self) -> list[Moment]:
         """Every moment of the life, in order; those that turn out to have nothing to do pass."""
-        wake = side_by_side(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step)
+        wake = self._together(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step)
         own = self.learner.write_cues if self.sleep.cues == "self" else None
         certain = self.look is None
         self._nights = [
-            Nights(rest, self.sleep, self.night_batch, own, certain, self.judge)
+            Nights(rest, self.sleep, self.night_batch, own, certain, self.judge, self.mesh)
             for rest in self.learner.rests
         ]
         self._due = [self._known(rest.every) for rest in self.learner.rests]
-        self._send = side_by_side(_send_to_sleep)
+        self._send = self._together(_send_to_sleep)
         if self.look is not None:
-            self._watch = side_by_side(self.look)
-        self._examine = jax.jit(for_each(self.examine))
-        self._offer = side_by_side(_filed(self.learner.remember))
-        self._offer_again = side_by_side(_unless_there(_filed(self.learner.remember)))
-        self._has_cues = jax.jit(for_each(_has_cues_of_today))
+            self._watch = self._together(self.look)
+        self._examine = ask_each(self.examine, self.mesh)
+        self._offer = self._together(_filed(self.learner.remember))
+        self._offer_again = self._together(_unless_there(_filed(self.learner.remember)))
+        self._has_cues = ask_each(_has_cues_of_today, self.mesh)
         self._moments: list[Moment] = []
         if self._nights:
             self._cues_before()
@@ -117,12 +119,15 @@ class Life:
             self._last_questions(self.probe)
         return self._moments
 
+    def _together(self, step: Step) -> Callable:
+        return side_by_side(step, self.mesh)
+
     def _add(self, label: str, record: dict[str, Any], run: Callable, **more: Any) -> None:
         self._moments.append(Moment(label, record, run, **more))
 
     def _cues_before(self) -> None:
         if self.sleep.cues == "self":
-            write = side_by_side(self.learner.write_cues)
+            write = self._together(self.learner.write_cues)
             number, shared = len(self._moments), {"today": np.int32(BEFORE)}
             record = {"event": "own_cues", "day": BEFORE}
             self._add("first cues", record, lambda s: write(s, {}, shared, number), cost=0)
@@ -213,7 +218,7 @@ class Life:
         self._add(f"day {day + 1}/{self.days} exam", record, run, show="pretrain")
 
     def _last_questions(self, ask: Callable) -> None:
-        paper, probe = self.paper(self.days - 1), jax.jit(for_each(ask))
+        paper, probe = self.paper(self.days - 1), ask_each(ask, self.mesh)
         record = {"event": "probe"}
         self._add("last questions", record, lambda s: (s, probe(s, paper)), cost=0)
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sleeplm.bench.arm import Arm
 from sleeplm.bench.classes import class_answers, grade_by_class, labelled_of
@@ -41,6 +42,7 @@ from sleeplm.methods.schedule import look
 from sleeplm.methods.settings import value_of, with_settings
 from sleeplm.models.graft import graft
 from sleeplm.pretrained.minilm import minilm
+from sleeplm.runtime.learners import born, put, whole_lines
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import METRICS, Run, Stage
 
@@ -57,6 +59,7 @@ class Bench:
         general text, if there is one.
       general: rows of general text that every exam reads, or None.
       scores: of answers as text, or None.
+      mesh: that the learners lie on, or None: one device.
     """
 
     config: Any
@@ -67,6 +70,7 @@ class Bench:
     start: dict[str, np.ndarray]
     general: np.ndarray | None = None
     scores: TextScores | None = None
+    mesh: Mesh | None = None
 
     @property
     def keys(self) -> Array:
@@ -130,6 +134,9 @@ def learners_of(config: Any) -> list[Any]:
 
 def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
     """Lets the learners of one arm live, or what is left of their lives in the run."""
+    if bench.mesh is not None:
+        for line in whole_lines(jax.eval_shape(lambda: newborns(bench, arm)), bench.mesh):
+            run.say(f"{name}: {line}")
     life = life_of(bench, arm)
     run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
     if arm.dream is not None:
@@ -155,7 +162,7 @@ def newborns(bench: Bench, arm: Arm) -> State:
         private = {**state.private, "schedule": watch.init(state.params, key)}
         return state.replace(private=private)
 
-    return jax.jit(jax.vmap(make))(bench.params, bench.keys, settings)
+    return born(make, bench.mesh, bench.params, bench.keys, settings)
 
 
 def _watch(bench: Bench, arm: Arm) -> Phase | None:
@@ -195,6 +202,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         look=watch and scope(watch.step, "schedule"),
         probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
         dreams=_dreams(bench, arm),
+        mesh=bench.mesh,
     )
 
 
@@ -203,7 +211,8 @@ def _dreams(bench: Bench, arm: Arm) -> Dreamings | None:
     stage = arm.learner.dreaming
     if stage is None:
         return None
-    return Dreamings(stage, DreamMaterial(bench, stage.config), tell_falsehoods(bench))
+    material = DreamMaterial(bench, stage.config)
+    return Dreamings(stage, material, tell_falsehoods(bench), bench.mesh)
 
 
 def _cues(bench: Bench, cues: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
@@ -223,24 +232,27 @@ def _papers(bench: Bench, arm: Arm) -> Any:
     if arm.by_class:
         width = bench.paper.shape[2]
         answers = [class_answers(material, width) for material in bench.materials]
-        shared["answers"] = jnp.asarray(np.stack(answers))
+        shared["answers"] = put(np.stack(answers), bench.mesh)
     if bench.general is not None:
-        shared["general"] = jnp.asarray(bench.general)
+        shared["general"] = put(bench.general, bench.mesh)
     if not arm.context:
-        paper = {**shared, **_questions(bench.paper)}
+        paper = {**shared, **_questions(bench.paper, bench.mesh)}
         return lambda day: paper
     window = bench.config.model.max_len
     each = [
         context_papers(one, material, window)
         for one, material in zip(bench.learners, bench.materials, strict=True)
     ]
-    by_day = [_questions(stack_exams(list(papers))) for papers in zip(*each, strict=True)]
+    by_day = [
+        _questions(stack_exams(list(papers), bench.config.mesh.rows), bench.mesh)
+        for papers in zip(*each, strict=True)
+    ]
     return lambda day: {**shared, **by_day[day]}
 
 
-def _questions(exam: Exam) -> dict[str, Exam]:
+def _questions(exam: Exam, mesh: Mesh | None) -> dict[str, Exam]:
     """All questions, and those about what was known before the first day, on the device."""
-    return jax.tree.map(jnp.asarray, {"exam": exam, "known": last_group(exam)})
+    return put({"exam": exam, "known": last_group(exam)}, mesh)
 
 
 def _examine(arm: Arm, said: bool) -> Any:
@@ -301,7 +313,7 @@ def _is_judged(arm: Arm) -> bool:
 def _night_batch(bench: Bench, arm: Arm) -> PyTree:
     """What nights are handed beside rows: raw texts, or labelled ones; padded alike."""
     if _is_judged(arm):
-        return {"reader": jnp.arange(len(bench.learners), dtype=jnp.int32)}
+        return put({"reader": np.arange(len(bench.learners), dtype=np.int32)}, bench.mesh)
     if arm.archive == "none":
         return {}
     make = labelled_of if arm.archive == "labelled" else archive_of
@@ -309,7 +321,7 @@ def _night_batch(bench: Bench, arm: Arm) -> PyTree:
     shape = [max(sizes) for sizes in zip(*(p["tokens"].shape for p in parts), strict=True)]
     shape[0] += -shape[0] % ROWS
     padded = [{name: _pad(name, x, shape) for name, x in part.items()} for part in parts]
-    return {"archive": jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *padded)}
+    return put({"archive": jax.tree.map(lambda *rows: np.stack(rows), *padded)}, bench.mesh)
 
 
 ROWS = 64  # archives are padded to a multiple

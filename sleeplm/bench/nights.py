@@ -13,32 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.memory.slots import is_full, require_room
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import Rest
 from sleeplm.methods.schedule import masked
 from sleeplm.methods.sleep import Step
+from sleeplm.runtime.learners import side_by_side
 from sleeplm.runtime.lifecycle import Moment
-
-
-def side_by_side(step: Step) -> Callable[[State, PyTree, PyTree, int], tuple[State, Metrics]]:
-    """The step of one learner as a jitted, donated step of E: ``(state, batch, shared, number)``.
-
-    State and ``batch`` have E in front; ``shared`` joins the batch of every learner. Keys are
-    folded from each learner's root key and the moment's ``number``.
-    """
-
-    def run(state: State, batch: PyTree, shared: PyTree, number: Array):
-        def one(state: State, batch: PyTree):
-            key = jax.random.fold_in(state.key, number)
-            return step(state, {**batch, **shared}, key)
-
-        return for_each(one)(state, batch)
-
-    return jax.jit(run, donate_argnums=0)
 
 
 def today(step: Step) -> Step:
@@ -67,6 +51,7 @@ class Nights:
       write_cues: step that offers cues of the learner's own, done before it sleeps, or None.
       certain: everybody sleeps whenever these moments come, so that no one has to be asked.
       judge: of imitations, one for all learners, or None for the one that the night knows.
+      mesh: that the learners lie on, or None.
     """
 
     def __init__(
@@ -77,22 +62,24 @@ class Nights:
         write_cues: Step | None,
         certain: bool,
         judge: PyTree = None,
+        mesh: Mesh | None = None,
     ):
         self.rest, self.config, self.batch, self.certain = rest, config, batch, certain
         self.brought = {} if judge is None else {"judge": judge}
         rows = np.arange(config.inner * config.rows, dtype=np.int32)
         self.rows = rows.reshape(config.inner, config.rows)
         self.may_be_full = rest.expands and rest.merge is None
-        self.write = write_cues and _each("asleep", write_cues)
+        self.write = write_cues and _each("asleep", write_cues, mesh)
         begin, seed, end = rest.begin, rest.seed, rest.end
-        self.begin = side_by_side(self._falling_asleep(begin))
-        self.seed = _each("asleep", seed)
-        self.end = side_by_side(_waking(masked("asleep", today(end)), "asleep"))
+        self.begin = side_by_side(self._falling_asleep(begin), mesh)
+        self.seed = _each("asleep", seed, mesh)
+        self.end = side_by_side(_waking(masked("asleep", today(end)), "asleep"), mesh)
         if rest.merge is not None:
             merge_begin, merge_seed, merge_end = rest.merge
-            self.merge_begin = side_by_side(self._choosing(merge_begin))
-            self.merge_seed = _each("merging", merge_seed)
-            self.merge_end = side_by_side(_waking(masked("merging", today(merge_end)), "merging"))
+            self.merge_begin = side_by_side(self._choosing(merge_begin), mesh)
+            self.merge_seed = _each("merging", merge_seed, mesh)
+            end_merging = _waking(masked("merging", today(merge_end)), "merging")
+            self.merge_end = side_by_side(end_merging, mesh)
 
     def _falling_asleep(self, begin: Step) -> Step:
         """Asleep are those who were sent and have room; without room it is a failed night."""
@@ -168,8 +155,8 @@ class Nights:
         add(f"{name} merging ends", "merge_end", "merging", self.merge_end, 0)
 
 
-def _each(flag: str, step: Step) -> Callable:
-    return side_by_side(masked(flag, today(step)))
+def _each(flag: str, step: Step, mesh: Mesh | None) -> Callable:
+    return side_by_side(masked(flag, today(step)), mesh)
 
 
 def _waking(end: Step, flag: str) -> Step:

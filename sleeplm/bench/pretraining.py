@@ -12,19 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from sleeplm.bench.nights import side_by_side
 from sleeplm.bench.streams import DayStreams, StackedStreams
 from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError
 from sleeplm.core.phase import repeat
-from sleeplm.core.types import Params
+from sleeplm.core.types import Array, Params, State
 from sleeplm.methods.pretrain import newborn, pretrain
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import require_same_backbone
 from sleeplm.pretrained.published import find_backbone
 from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.learners import born, put_params, side_by_side
 from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.run import Run, Stage
 
@@ -55,7 +56,13 @@ def imported(run: Run, model: Model, name: str, learners: int) -> Params:
     return _stack([params] * learners)
 
 
-def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+def pretrained(
+    run: Run,
+    model: Model,
+    learners: Sequence[Any],
+    materials: Sequence[Any],
+    mesh: Mesh | None = None,
+) -> Params:
     """Parameters of the learners' backbones: from the cache, or trained now and put there.
 
     If one is not in the cache, all are trained, together in one compiled program.
@@ -64,12 +71,13 @@ def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Seque
       learners: the configuration of each has ``pretrain``
         (:class:`~sleeplm.methods.pretrain.PretrainConfig`), ``seed`` and ``cache``.
       materials: each has ``pretrain``, the documents as lists of tokens.
+      mesh: that training is spread over, and that the parameters shall lie on; None: one device.
 
     Returns:
       The parameters with the E learners in front of every array.
     """
     if learners[0].backbone:
-        return imported(run, model, learners[0].backbone, len(learners))
+        return put_params(imported(run, model, learners[0].backbone, len(learners)), mesh)
     like = jax.eval_shape(model.init, jax.random.key(0))
     stores = [
         pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)
@@ -79,8 +87,8 @@ def pretrained(run: Run, model: Model, learners: Sequence[Any], materials: Seque
     cached = [None if run.has(STAGE) else _read(store, like, run) for store in stores]
     if all(params is not None for params in cached):
         run.say("pretrained backbones found in the cache")
-        return _stack(cached)
-    trained = _train(run, model, learners, materials)
+        return put_params(_stack(cached), mesh)
+    trained = _train(run, model, learners, materials, mesh)
     for e, store in enumerate(stores):
         _write(store, jax.tree.map(lambda x, e=e: x[e], trained), run)
     return trained
@@ -90,7 +98,13 @@ def _stack(parts: Sequence[Params | None]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
 
-def _train(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[Any]) -> Params:
+def _train(
+    run: Run,
+    model: Model,
+    learners: Sequence[Any],
+    materials: Sequence[Any],
+    mesh: Mesh | None,
+) -> Params:
     settings = learners[0].pretrain
     phase = pretrain(model, settings)
     stream = StackedStreams(
@@ -99,7 +113,7 @@ def _train(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[
             for one, material in zip(learners, materials, strict=True)
         ]
     )
-    step = side_by_side(repeat(settings.chunk, phase).step)
+    step = side_by_side(repeat(settings.chunk, phase).step, mesh)
     keys = jnp.stack([jax.random.key(one.seed) for one in learners])
 
     def moment(done: int) -> Moment:
@@ -110,8 +124,11 @@ def _train(run: Run, model: Model, learners: Sequence[Any], materials: Sequence[
         return Moment(label, {"event": "pretrain", "step": done + settings.chunk}, train)
 
     agenda = [moment(done) for done in range(0, settings.steps, settings.chunk)]
-    born = jax.jit(jax.vmap(lambda key: newborn(model, phase, model.init(key), key)))
-    return run.stage(Stage(STAGE, lambda: born(keys), agenda, stream)).params
+
+    def make(key: Array) -> State:
+        return newborn(model, phase, model.init(key), key)
+
+    return run.stage(Stage(STAGE, lambda: born(make, mesh, keys), agenda, stream)).params
 
 
 def cache_key(model: Model, config: Any, material: Any) -> str:

@@ -28,13 +28,12 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
-from sleeplm.bench.sweep import check_sweep
+from sleeplm.bench.sweep import check_sweep, settings_of
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.side_by_side import for_each
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
@@ -45,6 +44,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.minilm import minilm_folder
+from sleeplm.runtime.learners import MeshConfig, ask_each, put, put_params
 from sleeplm.runtime.run import Run
 
 LARGEST_SEED = 2**31 - 1
@@ -118,6 +118,7 @@ class RetentionConfig:
       arms: lives to compare, see :data:`sleeplm.bench.arms.ARMS`.
       probes: ask for traffic and oracle routing after the last night, where every day has a
         night of its own.
+      mesh: devices that the run is spread over, see docs/scale.md; a run can be resumed on others.
       cache: directory for pretrained backbones; relative paths are under the working directory.
       save_seconds, keep: how often a checkpoint is made, and how many are kept.
     """
@@ -158,12 +159,14 @@ class RetentionConfig:
     dream: DreamConfig = dataclasses.field(default_factory=DreamConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     cache: str = ".cache/pretrained"
     save_seconds: float = 20.0
     keep: int = 3
 
     def check(self, field: str) -> None:
-        for name in ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines"):
+        parts = ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines", "mesh")
+        for name in parts:
             getattr(self, name).check(name)  # what follows may count on them
         check_sweep(self)
         if self.sleep.judge == "minilm" or self.score_judge:
@@ -209,10 +212,31 @@ class RetentionConfig:
             check_nights(self, [self.day.steps] * days)
         if not set(DREAMING).isdisjoint(self.arms):
             check_dreaming(self)
+        check_mesh(self)
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report."""
         return _job(self, run)
+
+
+def check_mesh(config: RetentionConfig) -> None:
+    """Checks that learners and rows of every kind can be spread evenly over the mesh.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    mesh, sleeps = config.mesh, not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms)
+    remedy = f"learners are spread evenly: use a multiple of mesh.replica = {mesh.replica}"
+    settings = len(settings_of(config))
+    checks.require(config.seeds * settings % mesh.replica == 0, "seeds", config.seeds, remedy)
+    mesh.check_rows("day.batch", config.day.batch)
+    if not config.backbone:
+        mesh.check_rows("pretrain.batch", config.pretrain.batch)
+    if sleeps:
+        mesh.check_rows("sleep.rows", config.sleep.rows)
+    if not set(DREAMING).isdisjoint(config.arms):
+        mesh.check_rows("dream.contexts", config.dream.contexts)
+        mesh.check_rows("dream.rows", config.dream.rows)
 
 
 def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
@@ -263,36 +287,40 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     began = time.monotonic()
     if (finished := _finished(run)) is not None:
         return write_report(run.directory, finished)
+    mesh = config.mesh.make()
     learners = learners_of(config)
     seeds = learners[: config.seeds]  # each setting has the same again
     times = len(learners) // len(seeds)
     materials = [prepare(one) for one in seeds] * times
-    paper = stack_exams([paper_of(c, m) for c, m in zip(learners, materials, strict=True)])
+    papers = [paper_of(c, m) for c, m in zip(learners, materials, strict=True)]
+    paper = stack_exams(papers, config.mesh.rows)
     arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
         check_nights(config, steps_of(config, materials))
     run.claim()
+    if mesh is not None:
+        run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
     world = materials[0].curriculum
     run.say(
         f"{world.name}: {len(world.pretrain)} texts before the first day, {len(world.days)} days "
-        f"of {', '.join(str(len(day)) for day in world.days)} texts; {paper.shape[0]} questions "
-        f"an exam; {len(learners)} learners"
+        f"of {', '.join(str(len(day)) for day in world.days)} texts; "
+        f"{max(one.shape[0] for one in papers)} questions an exam; {len(learners)} learners"
     )
     if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
         for line in cut_asleep(config, materials):
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
-    params = pretrained(run, backbone, seeds, materials[: len(seeds)])
-    params = jax.tree.map(lambda x: jnp.concatenate([x] * times), params)
+    params = pretrained(run, backbone, seeds, materials[: len(seeds)], mesh)
+    params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
-    newborn = {"params": params, "slots": slots}
+    newborn = {"params": params, "slots": put(slots, mesh)}
     scores = text_scores(config, materials)
     ask = grade(backbone, said=scores is not None)
-    start = jax.device_get(jax.jit(for_each(ask))(newborn, paper))
+    start = jax.device_get(ask_each(ask, mesh)(newborn, put(paper, mesh)))
     start = start if scores is None else scores(start)
     if (general := general_of(config, materials)) is not None:
-        read = jax.jit(for_each(general_loss(backbone)))
-        start["general"] = jax.device_get(read(newborn, general))
+        read = ask_each(general_loss(backbone), mesh)
+        start["general"] = jax.device_get(read(newborn, put(general, mesh)))
     run.say(
         f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
         f"{start['recall'][:, :-1].mean():.2f} of the days"
@@ -301,7 +329,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         said = {name: start[name].mean() for name in NAMES if name in start}
         words = ", ".join(f"{name} {mean:.2f}" for name, mean in said.items())
         run.say(f"answers as text, before anything is read: {words}")
-    bench = Bench(config, learners, materials, paper, params, start, general, scores)
+    bench = Bench(config, learners, materials, paper, params, start, general, scores, mesh)
     for name, arm in arms.items():
         live(bench, run, name, arm)
     results = outcomes(bench, run, arms)

@@ -72,7 +72,7 @@ LEAVES: tuple[Rule, ...] = (
     ("router/w", ("layer", "model", "slot")),
     ("router/bias", ("layer", "slot")),
     # ledgers, cues, the class statistics of a control
-    (r"(slots/\w+|\w+_slots)/(active|since)", ("slot",)),
+    (r"(slots/\w+|\w+_slots|table)/(active|since)", ("slot",)),
     ("cues/tokens", ("cue", "time")),
     ("cues/(length|day|priority)", ("cue",)),
     ("gaussians/count", ("class",)),

@@ -31,7 +31,7 @@ from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
 #: Settings that change how a run is kept, not what it computes: they may differ on --resume.
-HOUSEKEEPING = ("cache", "save_seconds", "keep")
+HOUSEKEEPING = ("cache", "save_seconds", "keep", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,8 +88,10 @@ class Brief:
         arm, run = cls.arm(bench, name), Run(directory, bench.config, quiet=True)
         life, newborn = life_of(bench, arm), newborns(bench, arm)
         agenda: list[Moment] = change(life.agenda())
-        # The first step takes its state's memory.
-        stage = Stage(name, lambda: jax.tree.map(jnp.copy, newborn), agenda, life.streams)
+        # The first step takes its state's memory. On a mesh a copy need not lie where it should.
+        spread = bench.mesh is not None
+        again = (newborns, bench, arm) if spread else (jax.tree.map, jnp.copy, newborn)
+        stage = Stage(name, lambda: again[0](*again[1:]), agenda, life.streams)
         state = run.stage(stage)
         return Lived(bench, arm, run, newborn, state, read_metrics(directory / METRICS))
 
