@@ -29,5 +29,7 @@ def get_config(when: str = "surprise") -> RetentionConfig:
         arms=["sleep"],
         # A short chunk: the next batch is looked at after each, and the shortest day has several.
         day=DayConfig(steps=90, epochs=5.0, batch=16, length=64, chunk=10),
-        schedule=ScheduleConfig(when=when, nights=len(SIZES)),
+        # Under steady reading the fast level is so far from dawn after about 150 steps, a sixth of
+        # this life.
+        schedule=ScheduleConfig(when=when, nights=len(SIZES), most=0.06),
     )
