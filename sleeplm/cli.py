@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import logging
 import os
@@ -268,11 +269,13 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from sleeplm.bench.report import report_runs
+    from sleeplm.bench.retention import RetentionConfig
 
     several = f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"
     out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
     directory = pathlib.Path(out).expanduser()
-    report_runs([pathlib.Path(run).expanduser() for run in options.runs], directory)
+    runs = [pathlib.Path(run).expanduser() for run in options.runs]
+    report_runs(runs, directory, defaults=dataclasses.asdict(RetentionConfig()))
     print(_summary(directory))
     return 0
 

@@ -19,19 +19,24 @@ _FREE = (
 
 
 def combine(
-    results: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One results of several runs.
 
     Arms of the same name become one arm with more seeds, if the runs have the same world and the
     same settings (other than seeds, the arms, and where things are kept) and no seed in common.
-    If they do not, or if there are several worlds, arms are named ``ARM@RUN``. A run has another
+    A setting that one run does not know yet counts as alike where the other has its default, and a
+    section that it does not know (of a phase that came later) whatever the other has there.
+    If they are not, or if there are several worlds, arms are named ``ARM@RUN``. A run has another
     world if its world's name, questions or number of days differ; its seeds are never paired with
     the other's. Neither are seeds whose days' texts differ (``world.digests``, one a seed).
 
     Args:
       results: as :func:`read_results` gives them.
       names: of the runs, all different; ``run1``, ``run2``, ... by default.
+      defaults: of the settings, as a run's ``config`` has them.
 
     Raises:
       ConfigError: a results is garbled, or names are not distinct.
@@ -50,7 +55,7 @@ def combine(
         origin = names[worlds.index(world)] if several else None
         for arm, entry in one["arms"].items():
             part = _Group([name], _named(entry, one, name, origin), world, _settings(one))
-            _gather(groups.setdefault(arm, []), part)
+            _gather(groups.setdefault(arm, []), part, defaults)
     arms = {
         arm if len(found) == 1 and not several else f"{arm}@{'+'.join(group.names)}": group.seeds
         for arm, found in groups.items()
@@ -100,12 +105,12 @@ class _Group:
     settings: Any
 
 
-def _gather(groups: list[_Group], part: _Group) -> None:
+def _gather(groups: list[_Group], part: _Group, defaults: Mapping[str, Any] | None) -> None:
     """Puts ``part`` into the first group that it fits, or makes it a new one."""
     for group in groups:
         seeds = [(seed.get("world_seed"), seed.get("seed")) for seed in group.seeds + part.seeds]
         known = all(seed is not None for _, seed in seeds)
-        alike = (group.world, group.settings) == (part.world, part.settings)
+        alike = group.world == part.world and _alike(group.settings, part.settings, defaults)
         if known and alike and len(set(seeds)) == len(seeds):
             group.names += part.names
             group.seeds += part.seeds
@@ -146,6 +151,23 @@ def _world(results: Mapping[str, Any]) -> tuple[Any, ...]:
     sizes = world.get("questions_per_day", world.get("passages_per_day"))
     size = sorted(sizes) if isinstance(sizes, list) else world.get("facts_per_day")
     return str(world.get("name")), str(size), days
+
+
+def _alike(a: Any, b: Any, default: Any) -> bool:
+    """Whether two settings mean the same, though one may be of before a field existed."""
+    if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
+        return a == b
+    known = default if isinstance(default, Mapping) else {}
+    for name in {*a, *b}:
+        if name in a and name in b:
+            if not _alike(a[name], b[name], known.get(name)):
+                return False
+            continue
+        value = a.get(name, b.get(name))
+        came_later = name in known and (isinstance(value, Mapping) or value == known[name])
+        if not came_later:
+            return False
+    return True
 
 
 def _settings(results: Mapping[str, Any]) -> Any:

@@ -78,9 +78,14 @@ def write_report(
 
 
 def report_runs(
-    runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the report of one or several finished runs into the directory ``out``.
+
+    Args:
+      defaults: of the settings, for runs from before some of them existed: see :func:`combine`.
 
     Raises:
       ConfigError: a run is named twice, or its results are missing or garbled.
@@ -90,7 +95,7 @@ def report_runs(
     paths = [str(pathlib.Path(run) / RESULTS) for run in runs]
     for one, path in zip(results, paths, strict=True):
         read_arms(one, path)
-    return write_report(out, combine(results, names), ", ".join(paths))
+    return write_report(out, combine(results, names, defaults), ", ".join(paths))
 
 
 def summarize(results: Mapping[str, Any], path: str = RESULTS) -> dict[str, Any]:

@@ -92,6 +92,27 @@ def test_runs_of_other_worlds_or_other_lengths_are_kept_apart_and_not_paired():
     assert set(report["difference"]) == {"sleep@a_minus_wake_only@a"}
 
 
+@pytest.mark.parametrize(
+    ("newer", "one_arm"),
+    [
+        ({"wear": 0.0}, True),  # the default: what the older version did
+        ({"wear": 0.5}, False),
+        ({"sleep": {"updates": 4, "beta": 0.5}}, True),
+        ({"sleep": {"updates": 4, "beta": 0.1}}, False),
+        ({"sleep": {"updates": 5, "beta": 0.5}}, False),
+        ({"dream": {"rounds": 7}}, True),  # a phase that the older version did not have
+        ({"unheard_of": 0}, False),
+    ],
+)
+def test_runs_from_before_a_setting_existed_join_those_that_have_its_default(newer, one_arm):
+    old = make_results(sleep=make_seeds(SLEEP, [0])) | {"config": {"sleep": {"updates": 4}}}
+    new = make_results(sleep=make_seeds(SLEEP, [1])) | {"config": {**old["config"], **newer}}
+    defaults = {"wear": 0.0, "sleep": {"updates": 1, "beta": 0.5}, "dream": {"rounds": 1}}
+    for both in ([old, new], [new, old]):
+        assert (list(combine(both, defaults=defaults)["arms"]) == ["sleep"]) == one_arm
+    assert len(combine([old, new])["arms"]) == 2  # what is not known to be a default is not
+
+
 def test_seeds_whose_texts_differ_are_not_paired_across_runs():
     first, second = (
         make_results(sleep=make_seeds(SLEEP, [0, 1])),
