@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ from sleeplm.bench.material import Material
 from sleeplm.bench.worlds import has_facts
 from sleeplm.core import checks
 from sleeplm.core.types import Metrics, PyTree
+from sleeplm.data.facts import Document, Fact
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth
+from sleeplm.data.formats import MARKS
+from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
 from sleeplm.methods.dreams.write import Contexts, hold_back
@@ -24,16 +28,18 @@ FIELDS = ("prompts", "lengths", "answers")
 class DreamMaterial:
     """Contexts, and questions to be rewarded by, of every round of every night.
 
-    Nothing of earlier days is in it, and no exam: contexts are rows of the day, cut to
-    ``dream.context_tokens``, questions are training texts of the day. No round writes from a
-    question that it may be rewarded by. What a learner dreams of depends on its seed, the day and
-    the round alone, so that arms dream of the same.
+    Nothing of earlier days is in it, and no exam: contexts are rows of the day, questions are
+    training texts of the day. Contexts that are gone on from as they are are cut to
+    ``dream.context_tokens``; those of a marked format are statements that fit into them. No round
+    writes from a question that it may be rewarded by. What a learner dreams of depends on its seed,
+    the day and the round alone, so that arms dream of the same.
 
     Args:
       bench: a :class:`~sleeplm.bench.lives.Bench`.
 
     Raises:
-      ConfigError: dreams are to be rewarded by questions, and some day has none.
+      ConfigError: dreams are to be rewarded by questions, and some day has none; or written in a
+        marked format, and no statement of some day fits into a context.
     """
 
     def __init__(self, bench: Any, config: DreamConfig):
@@ -45,12 +51,15 @@ class DreamMaterial:
                     remedy = f"day {i + 1} has no question to hold back: use 'agreement'"
                     some = any(document.prompt for document in documents)
                     checks.require(some, "dream.reward", config.reward, remedy)
+        for kind in config.formats:
+            self._require_some(kind)
 
     def __call__(self, day: int, number: int) -> PyTree:
         """The batch of a round, with the learners in front.
 
         Returns:
-          {"contexts": {"tokens" int32 [E, n, C], "length" int32 [E, n]}}, and where questions
+          {"contexts": {"tokens" int32 [E, n, C], "length" int32 [E, n]}}; with marked formats
+          "held", the memory that agreement is with, a row for each context; and where questions
           reward {"questions": {"prompts" int32 [E, Q, P], "lengths" [E, Q], "answers" [E, Q, A]}}.
         """
         each = [self._of(e, day, number) for e in range(len(self.materials))]
@@ -65,16 +74,80 @@ class DreamMaterial:
         most = min(config.questions, len(documents) // 2)  # something to write from is left
         asked = [i for i in order if documents[i].prompt][:most]
         held_back = set(asked)
-        left = [i for i in order if i not in held_back][: config.contexts]
-        contexts = self._contexts([material.days[day][i] for i in left])
-        if config.reward != "questions":
-            return {"contexts": contexts}
-        # Agreement holds the ends of contexts back; that both write from the same, so do questions.
-        seen, _ = hold_back(Contexts(**contexts), config.hold)
-        contexts = {name: np.asarray(x) for name, x in seen._asdict().items()}
-        return {"contexts": contexts, "questions": self._questions(e, day, asked)}
+        left = [int(i) for i in order if i not in held_back]
+        if config.formats == ["free"]:
+            whole = self._rows([material.days[day][i] for i in left[: config.contexts]])
+            batch: PyTree = {"contexts": whole}
+            if config.reward == "questions":
+                # Agreement holds the ends of contexts back; that both write from the same, so
+                # do questions.
+                batch["contexts"] = _plain(hold_back(Contexts(**whole), config.hold)[0])
+        else:
+            batch = self._in_formats(e, day, left)
+        if config.reward == "questions":
+            batch["questions"] = self._questions(e, day, asked)
+        return batch
 
-    def _contexts(self, rows: list[list[int]]) -> dict[str, Any]:
+    def _in_formats(self, e: int, day: int, left: list[int]) -> PyTree:
+        """Contexts in the formats in turn, and what is held back: of marked ones another text.
+
+        A marked context is a whole statement, so what its dream is held against is another
+        statement of the same fact: the day's texts have to agree with it.
+        """
+        config = self.config
+        documents, rows = self.materials[e].curriculum.days[day], self.materials[e].days[day]
+        statements = _by_fact(documents, left)
+        queues = {
+            kind: iter([i for i in left if self._fits(e, day, i, kind)]) for kind in config.formats
+        }
+        contexts, against, free = [], [], []
+        for n in range(config.contexts):
+            kind = config.formats[n % len(config.formats)]
+            i, mark = next(queues[kind], None), self.marks[e][kind]
+            free.append(not mark)
+            if i is None:  # fewer texts than contexts
+                contexts.append([])
+                against.append([])
+                continue
+            others = [j for j in statements.get(documents[i].fact, []) if j != i]
+            contexts.append([*rows[i][:-1], *mark] if mark else rows[i])
+            against.append(rows[others[0]] if mark and others else rows[i])
+        given, held = self._rows(contexts), self._rows(against)
+        seen = _plain(hold_back(Contexts(**given), config.hold)[0])
+        seen["tokens"] = np.where(np.asarray(free)[:, None], seen["tokens"], given["tokens"])
+        seen["length"] = np.where(free, seen["length"], given["length"])
+        memory = hold_back(Contexts(**held), config.hold)[1]
+        return {"contexts": seen, "held": jax.tree.map(np.asarray, memory)}
+
+    def _fits(self, e: int, day: int, i: int, kind: str) -> bool:
+        """Whether a text can be a context of that format: marked ones are whole statements."""
+        if not MARKS[kind]:
+            return True
+        row = self.materials[e].days[day][i]
+        whole = len(row) - 1 + len(self.marks[e][kind]) <= self.config.context_tokens
+        return whole and not self.materials[e].curriculum.days[day][i].prompt
+
+    def _require_some(self, kind: str) -> None:
+        for e, material in enumerate(self.materials):
+            for day, documents in enumerate(material.curriculum.days):
+                remedy = f"no statement of day {day + 1} fits with its mark ({kind}): use more"
+                some = any(self._fits(e, day, i, kind) for i in range(len(documents)))
+                room = self.config.context_tokens
+                checks.require(some, "dream.context_tokens", room, remedy)
+
+    @functools.cached_property
+    def marks(self) -> list[dict[str, list[int]]]:
+        """The tokens of every format's mark, of each learner's tokenizer."""
+        fact = Fact("a", "a", "a")
+        return [
+            {
+                kind: _behind(material.tokenizer, fact, mark) if mark else []
+                for kind, mark in MARKS.items()
+            }
+            for material in self.materials
+        ]
+
+    def _rows(self, rows: list[list[int]]) -> dict[str, Any]:
         shape = (self.config.contexts, self.config.context_tokens)
         tokens, length = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
         for i, row in enumerate(rows):
@@ -112,6 +185,28 @@ class DreamMaterial:
         shapes = [exam.shape for exams in self.exams for exam in exams]
         _, prompt, answer = (max(sizes) for sizes in zip(*shapes, strict=True))
         return self.config.questions, prompt, answer
+
+
+def _plain(contexts: Contexts) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in contexts._asdict().items()}
+
+
+def _by_fact(documents: Sequence[Document], left: list[int]) -> dict[Fact, list[int]]:
+    """The statements among ``left``, by what they are about."""
+    found: dict[Fact, list[int]] = {}
+    for i in left:
+        if not documents[i].prompt:
+            found.setdefault(documents[i].fact, []).append(i)
+    return found
+
+
+def _behind(tokenizer: Any, fact: Fact, mark: str) -> list[int]:
+    """A mark's tokens behind a text, where a tokenizer may merge it with the space before it."""
+    alone, marked = (
+        token_lists(tokenizer, [Document(text, "", "", fact)])[0][:-1]
+        for text in ("a.", f"a. {mark}")
+    )
+    return marked[len(alone) :]
 
 
 def _questions_among(documents: Any) -> list[int]:

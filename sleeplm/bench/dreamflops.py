@@ -64,10 +64,15 @@ def a_round(
         read = dream.questions * width * flops.forward(model, width, logits=False)
         read += dream.questions * question[1] * 2.0 * model.d_model * model.vocab_size
     else:
-        read = dream.contexts * dream.context_tokens * flops.forward(model, dream.context_tokens)
         width = sum(memory)
-        read += dream.memories * width * flops.forward(model, width)
-    costs["rewarded"] = (1 + dream.kept) * read
+        read = dream.memories * width * flops.forward(model, width)
+        held = dream.context_tokens * flops.forward(model, dream.context_tokens)
+        # The unchanged learner reads what is held back of each context that was dreamt from.
+        own = dream.agree == "own"
+        costs["rewarded"] = (
+            2 * dream.kept * held if own else (1 + dream.kept) * dream.contexts * held
+        )
+    costs["rewarded"] = costs.get("rewarded", 0.0) + (1 + dream.kept) * read
     if dream.reinforce:
         positions = dream.writer_epochs * dream.kept * dream.width
         costs["reinforced"] = positions * adapters(model, dream.width, dream.writer_rank)

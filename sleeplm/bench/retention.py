@@ -34,6 +34,7 @@ from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
+from sleeplm.data.formats import MARKS
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
@@ -91,7 +92,11 @@ class RetentionConfig:
         and for labelled texts.
       pretrain_people: facts known before the first day, see the worlds.
       statements, questions: training wordings that pretraining tells each fact in (drawn per
-        fact; every wording of a relation is used for some fact). Days use all of them.
+        fact; every wording of a relation is used for some fact).
+      day_statements, day_questions: wordings that a day tells each fact in, in worlds of facts; 0
+        statements, or -1 questions, for all of them. 0 questions: nothing is asked by day.
+      formats: that pretraining shows (:mod:`sleeplm.data.formats`), for dreams to be written in;
+        format_examples: of each, for every fact that it tells.
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       falsehoods: share of a day's statements that name the value of another subject, in worlds of
         facts; exams ask for the truth. Arms that dream report how many of their dreams are false.
@@ -132,6 +137,10 @@ class RetentionConfig:
     pretrain_people: int = 200
     statements: int = 2
     questions: int = 5
+    day_statements: int = 0
+    day_questions: int = -1
+    formats: list[str] = dataclasses.field(default_factory=list)
+    format_examples: int = 2
     wear: float = 0.5
     falsehoods: float = 0.0
     exam_pretrain: int = 196
@@ -179,10 +188,15 @@ class RetentionConfig:
             checks.positive_integer(name, getattr(self, name))
         for name in ("wear", "falsehoods"):
             checks.fraction(name, getattr(self, name))
-        for name in ("exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
+        checks.integer("day_questions", self.day_questions)
+        checks.at_least("day_questions", self.day_questions, -1)
+        told = ("day_statements", "format_examples")
+        for name in (*told, "exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
         checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
+        for kind in self.formats:
+            checks.one_of("formats", kind, tuple(MARKS))
         for arm in self.arms:
             checks.one_of("arms", arm, tuple(ARMS))
         checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")

@@ -40,6 +40,13 @@ TASK_DAYS = {
 }
 PASSAGES = ("passages", "squad")  # worlds of texts to read
 SQUAD_PASSAGES = 2067  # of its validation split; here for the same reason
+#: Settings of worlds of facts alone: their usual value, and what such a world can do with them.
+FACTS_ONLY: tuple[tuple[str, Any, str], ...] = (
+    ("falsehoods", 0, "can be false"),
+    ("day_statements", 0, "have so many wordings"),
+    ("day_questions", -1, "have so many wordings"),
+    ("formats", [], "have examples of formats"),
+)
 POSSIBLE = (
     *(*BUILT_IN, "facts:FILE.jsonl", "labels:DIRECTORY"),
     *("passages:FILE.json", "squad", *TASK_DAYS),
@@ -56,9 +63,10 @@ def check_world(config: Any) -> int:
       ConfigError: no such world, a file that cannot be used, or more days than there are.
     """
     kind, place = _kind(config.world)
-    true = has_facts(config) or not config.falsehoods
-    remedy = "only worlds of facts can be false: use 0"
-    checks.require(true, "falsehoods", config.falsehoods, remedy)
+    for name, usual, only in FACTS_ONLY:
+        value = getattr(config, name)
+        remedy = f"only worlds of facts {only}: use {usual}"
+        checks.require(has_facts(config) or value == usual, name, value, remedy)
     if has_facts(config):
         remedy = "only worlds of labelled texts read it: leave it empty"
         checks.require(not config.text, "text", config.text, remedy)
@@ -87,6 +95,10 @@ def curriculum_of(config: Any) -> Curriculum:
             exam_per_day=config.exam_per_day,
             wear=config.wear,
             falsehoods=config.falsehoods,
+            day_statements=config.day_statements,
+            day_questions=config.day_questions,
+            formats=config.formats,
+            format_examples=config.format_examples,
             rng=np.random.default_rng(config.world_seed),
         )
     return _passage_curriculum(config) if kind in PASSAGES else _label_curriculum(config)

@@ -20,6 +20,7 @@ from sleeplm.data.facts import Document, Fact, World, exam, subjects
 from sleeplm.data.facts import questions as questions_of
 from sleeplm.data.facts import statements as statements_of
 from sleeplm.data.falsehoods import with_falsehoods
+from sleeplm.data.formats import examples
 from sleeplm.data.worn import worn_questions
 
 
@@ -84,11 +85,15 @@ def from_world(
     exam_per_day: int = 0,
     wear: float = 0.0,
     falsehoods: float = 0.0,
+    day_statements: int = 0,
+    day_questions: int = -1,
+    formats: Sequence[str] = (),
+    format_examples: int = 0,
 ) -> Curriculum:
     """The curriculum of a world of facts.
 
-    Days are told in every training wording; pretraining tells each of its facts in
-    ``statements`` and ``questions`` of them, drawn per fact.
+    Pretraining tells each of its facts in ``statements`` and ``questions`` of the training
+    wordings, drawn per fact; days are told in all of them, unless you say otherwise.
 
     Args:
       exam_pretrain: pretraining facts that every exam asks, spread evenly.
@@ -97,13 +102,23 @@ def from_world(
         days are told as many worn questions on top of their own.
       falsehoods: share of a day's statements that name the value of another subject
         (:mod:`sleeplm.data.falsehoods`). Questions and exams stay true.
+      day_statements, day_questions: wordings that a day tells each of its facts in, drawn per
+        fact; 0 statements, or -1 questions, for all of them.
+      formats, format_examples: which formats pretraining shows, and how many examples of each for
+        every one of its facts (:mod:`sleeplm.data.formats`).
     """
+    names = [name for fact in world.facts for name in (fact.subject, fact.value)]
+    amount = (day_statements, day_questions)
+    before = told(world, world.pretrain, statements, questions, rng, wear)
+    days = tuple(_day(world, facts, wear, falsehoods, amount, rng) for facts in world.days)
+    # Last, and with their own generator: all else is the same with formats and without.
+    before += examples(world, world.pretrain, formats, format_examples, names, rng.spawn(1)[0])
     known = spread(world.pretrain, exam_pretrain)
     asked = [spread(facts, exam_per_day) if exam_per_day else facts for facts in world.days]
     curriculum = Curriculum(
         name=world.name,
-        pretrain=tuple(told(world, world.pretrain, statements, questions, rng, wear)),
-        days=tuple(_day(world, facts, wear, falsehoods, rng) for facts in world.days),
+        pretrain=tuple(before),
+        days=days,
         exams=tuple(tuple(exam(world, facts)) for facts in asked),
         known=tuple(exam(world, known)),
         cues=tuple(subjects(facts) for facts in world.days),
@@ -136,15 +151,23 @@ def told(
 
 
 def _day(
-    world: World, facts: Sequence[Fact], wear: float, share: float, rng: np.random.Generator
+    world: World,
+    facts: Sequence[Fact],
+    wear: float,
+    share: float,
+    amount: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[Document, ...]:
-    """Every training wording of a day's facts, a share of them false, and worn questions."""
+    """A day's facts in so many statements, a share of them false, questions, and worn ones."""
+    statements, questions = amount
     asked = questions_of(world, facts)
+    if questions >= 0:
+        asked = _some(asked, questions, rng)
     tired = round(wear * len(asked) / max(len(facts), 1))
     worn = worn_questions(world, facts, tired, rng)
     # Their own generator: whatever else is drawn is the same with falsehoods and without.
     told = with_falsehoods(world, facts, choices_of(world.facts), share, rng.spawn(1)[0])
-    return (*told, *asked, *worn)
+    return (*(_some(told, statements, rng) if statements else told), *asked, *worn)
 
 
 def _some(documents: list[Document], count: int, rng: np.random.Generator) -> list[Document]:

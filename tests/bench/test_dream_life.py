@@ -20,6 +20,7 @@ from sleeplm.bench.report import summarize
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.falsehoods import falsehoods
+from sleeplm.data.formats import MARKS
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.dream import WRITER
@@ -244,6 +245,60 @@ def test_contexts_are_texts_of_the_day_alone_and_no_exam(bench):
     jax.tree.map(
         np.testing.assert_array_equal, again, DreamMaterial(bench, DREAM)(1, 0)["contexts"]
     )
+
+
+def test_marked_contexts_are_whole_statements_held_against_another_one_of_the_fact(bench):
+    config = dataclasses.replace(DREAM, formats=["question", "free"], context_tokens=48, hold=0.5)
+    material = DreamMaterial(bench, config)
+    batch = material(1, 0)
+    for e, life in enumerate(bench.materials):
+        mark = material.marks[e]["question"]
+        documents = dict(zip(map(tuple, life.days[1]), life.curriculum.days[1], strict=True))
+        texts = [life.tokenizer.decode(mark), MARKS["question"]]
+        assert texts[0].strip() == texts[1]
+        tokens, length = (batch["contexts"][name][e] for name in ("tokens", "length"))
+        held = jax.tree.map(lambda x, e=e: x[e], batch["held"])
+        against = [
+            tuple(row[:n].tolist())
+            for row, n in zip(held.tokens, held.segments.sum(1), strict=False)
+        ]
+        for n in range(config.contexts):
+            row, told = tuple(tokens[n, : length[n]].tolist()), documents[against[n]]
+            weights = held.weights[n, : len(against[n])]
+            if n % 2:  # free: the beginning of the text whose end is held back
+                assert against[n][: len(row)] == row and len(row) < len(against[n])
+                assert (weights == (np.arange(len(weights)) >= len(row))).all()
+                continue
+            written = documents[(*row[: -len(mark)], life.tokenizer.eos)]
+            assert list(row[-len(mark) :]) == mark
+            assert told.fact == written.fact and told.text != written.text
+            assert not told.prompt and not written.prompt
+            assert weights[-1] == 1 and weights.sum() == pytest.approx(len(weights) / 2, abs=1)
+
+
+def test_where_texts_are_too_few_contexts_stay_empty_and_where_none_fits_it_is_said(bench):
+    config = dataclasses.replace(DREAM, formats=["rewrite"], contexts=500, context_tokens=48)
+    rows = DreamMaterial(bench, config)(0, 0)["contexts"]["length"] > 0
+    assert rows.any(1).all() and not rows.all(1).any()
+    short = dataclasses.replace(config, context_tokens=4)
+    with pytest.raises(ConfigError, match=r"dream.context_tokens.*day 1 .*\(rewrite\): use more"):
+        DreamMaterial(bench, short)
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (["question"], "dream.formats.*has to have seen 'question'"),
+        (["poem"], "dream.formats.*'poem'"),
+        ([], "dream.formats.*name some of"),
+    ],
+)
+def test_formats_that_the_backbone_has_not_seen_are_refused(bench, formats, message):
+    with pytest.raises(ConfigError, match=message):
+        arm_of(bench, "dream", formats=formats)
+    config = dataclasses.replace(bench.config, formats=["question"])
+    dream = dataclasses.replace(DREAM, formats=["question"])
+    build_arm("dream", dataclasses.replace(config, dream=dream), classes=0)
 
 
 def test_questions_are_training_texts_of_the_day_that_no_context_asks(bench):

@@ -16,9 +16,18 @@ from sleeplm.core.phase import consolidate, repeat
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import WRITER, dream, dreams, given, no_dreams, round_of
+from sleeplm.methods.dreams.dream import (
+    WRITER,
+    dream,
+    dreams,
+    given,
+    no_dreams,
+    round_of,
+    whole_round,
+)
 from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
+from sleeplm.methods.dreams.write import memory_of
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
 from sleeplm.methods.update import optimizer
@@ -104,6 +113,35 @@ def test_agreement_alone_judges_if_there_is_no_task(tiny, learning):
     assert told["accepted"] == (0, 4) and not none.mask.any()
     np.testing.assert_array_equal(none.told.tokens, free.told.tokens)
     assert told["lift_held"][1] == told["lift_memories"][1] == 4
+
+
+def test_a_dream_may_have_to_agree_with_what_its_own_context_held_back_alone(tiny, learning):
+    """Held rows that stand for their contexts: each dream is asked about the one it came from."""
+    model, state = learning
+    batch = contexts(tiny)
+    count, width = batch["contexts"]["tokens"].shape
+    held = memory_of(
+        jnp.broadcast_to(jnp.arange(count)[:, None], (count, width)),
+        jnp.ones((count, width), bool),
+        jnp.full((count,), width),
+    )
+
+    def which(before, after, batch):
+        rows = batch["held"].tokens[:, 0]
+        return jnp.ones(()), {"row": (rows.sum() * 1.0, jnp.ones(())), "rows": (len(rows) * 1.0, 1)}
+
+    for agree, rows in (("own", 1), ("all", count)):
+        run = whole_round(model, settings(agree=agree, score="random"), reward=which)
+        outcome = jax.jit(run)(state.variables, {**batch, "held": held}, KEY)
+        assert outcome.metrics["rows"][0] / outcome.metrics["rows"][1] == rows
+        if agree == "all":
+            continue
+        # Dreams are written from the whole contexts, and each was asked about its own.
+        given = [row[:n].tolist() for row, n in zip(*batch["contexts"].values(), strict=True)]
+        starts = np.argmax(np.asarray(outcome.tried.written.weights) > 0, 1)
+        written = zip(np.asarray(outcome.tried.written.tokens), starts, strict=True)
+        froms = [given.index(tokens[:start].tolist()) for tokens, start in written]
+        assert outcome.metrics["row"][0] == sum(froms)
 
 
 def test_with_questions_contexts_are_written_from_whole(tiny, learning):

@@ -10,6 +10,7 @@ SCORES = ("alignment", "norm", "random")
 REWARDS = ("agreement", "questions")
 MEASURES = ("logp", "accuracy")
 INTO = ("night", "new")
+AGREE = ("all", "own")
 
 
 @dataclasses.dataclass
@@ -42,13 +43,15 @@ class DreamConfig:
       margin: what has to be gained for a reward of 1: nats a token (agreement), nats an answer
         (logp), or a share of the questions (accuracy).
       hold: share of every context that agreement holds back.
+      agree: with what was held back of ``all`` contexts, or of the dream's ``own`` one alone.
       memories: texts that agreement has the learner tell from cues of earlier days; 0: none.
       worse: nats a token that these memories may lose.
       writer_rank: of the dream writer's own adapters. writer_epochs, writer_learning_rate: of its
         fine-tuning in every round (Adam). writer_restarts: that begins anew each time, as ReST^EM
         does, instead of where the last round ended.
-      rounds: of a night. contexts: texts of the day that a round is written from. questions: of
-        the day, that a round is rewarded by where questions reward.
+      rounds: of a night. contexts: texts of the day that a round is written from. formats: that
+        these are continued in, in turn (:mod:`sleeplm.data.formats`). questions: of the day, that a
+        round is rewarded by where questions reward.
       reinforce: whether rounds fine-tune the writer; without, the learner itself writes.
       into: where accepted dreams go: ``night``, the expert that tonight has opened, or ``new``, one
         of their own.
@@ -83,6 +86,7 @@ class DreamConfig:
     measure: str = "logp"
     margin: float = 0.0
     hold: float = 0.5
+    agree: str = "all"
     memories: int = 16
     worse: float = 0.05
     writer_rank: int = 8
@@ -91,6 +95,7 @@ class DreamConfig:
     writer_restarts: bool = True
     rounds: int = 2
     contexts: int = 32
+    formats: list[str] = dataclasses.field(default_factory=lambda: ["free"])
     questions: int = 32
     reinforce: bool = True
     into: str = "night"
@@ -149,6 +154,7 @@ class DreamConfig:
         checks.one_of(f"{field}.reward", self.reward, REWARDS)
         checks.one_of(f"{field}.measure", self.measure, MEASURES)
         checks.one_of(f"{field}.into", self.into, INTO)
+        checks.one_of(f"{field}.agree", self.agree, AGREE)
         checks.fraction(f"{field}.hold", self.hold)
         checks.require(
             self.reward != "agreement" or 0 < self.hold < 1,

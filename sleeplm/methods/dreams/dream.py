@@ -39,6 +39,7 @@ from sleeplm.methods.dreams.write import (
     Dreams,
     as_contexts,
     hold_back,
+    in_turn,
     memory_of,
     whole,
     write,
@@ -106,11 +107,13 @@ def whole_round(
     * ``"contexts"``: :class:`~sleeplm.methods.dreams.write.Contexts`, or a mapping with its fields;
     * ``"reference"``, if gradients shall be aligned with that memory's, and not with that of the
       contexts which dreams are written from;
-    * for agreement ``"today"``, int32: memories are told from cues of the days before;
+    * for agreement ``"today"``, int32: memories are told from cues of the days before; and, if
+      nothing shall be held back of the contexts, because other texts are, these: ``"held"``, a
+      memory of a row for each context, which gradients are then aligned with too;
     * for questions ``"questions"``, see :class:`~sleeplm.methods.dreams.rewards.Questions`.
 
     With ``config.reward="agreement"`` the reward is also given ``"held"``, what was held back of
-    the contexts, and ``"memories"``.
+    the contexts (with ``config.agree="own"`` of the dream's alone), and ``"memories"``.
 
     Args:
       reward: instead of the one that ``config`` describes.
@@ -139,17 +142,21 @@ def whole_round(
         )  # fmt: skip
         scores = score(
             config.score, objective, variables, drawn.told, score_key, trainable=trainable,
-            reference=batch.get("reference", whole(given)), size=config.sketch, chunk=config.chunk,
+            reference=batch["reference"], size=config.sketch, chunk=config.chunk,
         )  # fmt: skip
         index, kept = choose(scores, drawn.mask, config.keep, config.extra, choose_key)
         chosen = drawn.take(index)
         one_row_each = jax.tree.map(lambda x: x[:, None], chosen.told)
         trials, losses = tries(variables, one_row_each, row_keys(try_key, index))
 
-        def earnings(adapters: PyTree) -> tuple[Array, Metrics]:
-            return reward(variables, beside(variables, adapters), batch)
+        def earnings(trial: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
+            adapters, row = trial
+            asked = dict(batch)
+            if config.reward == "agreement" and config.agree == "own":
+                asked["held"] = jax.tree.map(lambda x: x[row][None], batch["held"])
+            return reward(variables, beside(variables, adapters), asked)
 
-        earned, told = _for_all(earnings, config.at_once)(trials.adapters)
+        earned, told = _for_all(earnings, config.at_once)((trials.adapters, in_turn(given, index)))
         kept = kept.astype(jnp.float32)
         accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
         metrics = {
@@ -253,11 +260,16 @@ def recall(
 def _prepared(
     model: Model, config: DreamConfig, variables: Variables, batch: Mapping[str, Any], key: Array
 ) -> tuple[Contexts, dict[str, Any]]:
-    """The contexts to write from, and the batch with what agreement asks for."""
+    """The contexts to write from, and the batch with what gradients and agreement ask for."""
     contexts, batch = as_contexts(batch["contexts"], config.context_tokens), dict(batch)
     if config.reward != "agreement":
+        batch.setdefault("reference", whole(contexts))
         return contexts, batch
-    contexts, batch["held"] = hold_back(contexts, config.hold)
+    if "held" in batch:
+        batch.setdefault("reference", batch["held"])
+    else:
+        contexts, batch["held"] = hold_back(contexts, config.hold)
+        batch.setdefault("reference", whole(contexts))
     if config.memories:
         batch["memories"] = recall(
             model, variables, batch["today"], config.memories, key,

@@ -159,7 +159,7 @@ def dreaming(
             state, taught = teach.step(state, outcome.accepted, learn_key)
             metrics |= taught
         texts = (outcome.written, outcome.tried, outcome.accepted)
-        metrics |= {name: _text(dreams.written) for name, dreams in zip(TEXTS, texts, strict=True)}
+        metrics |= {name: _text(dreams, config) for name, dreams in zip(TEXTS, texts, strict=True)}
         return state.replace(private=working._replace(accepted=accepted)), metrics
 
     def absorb_step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
@@ -214,7 +214,8 @@ def undone(state: State, receiver: str) -> State:
     return state.replace(params=params, slots={**state.slots, receiver: working.table})
 
 
-def _text(memory: Memory) -> tuple[Array, Array]:
-    """Contexts and dreams as tokens; weights are those of the dreams."""
+def _text(dreams: Dreams, config: DreamConfig) -> tuple[Array, Array]:
+    """Dreams behind their contexts as tokens, or alone if so they are learned; their weights."""
+    memory: Memory = dreams.told if config.alone else dreams.written
     inside = memory.segments > 0
     return jnp.where(inside, memory.tokens, 0), memory.weights

@@ -144,7 +144,7 @@ def write(
       The dreams, and metrics: ``unique``, share of dreams that are not masked; of these ``length``,
       tokens of a dream, and ``copied``, share of its n-grams that stand in the contexts.
     """
-    prompts, lengths = _in_turn(contexts, numbers)
+    prompts, lengths = _prompts(contexts, numbers)
     samples = generate(
         model, variables, prompts, jnp.maximum(lengths, 1), row_keys(key, numbers),
         max_new=new_tokens, temperature=temperature, top_k=top_k, explore=explore,
@@ -169,11 +169,16 @@ def write(
     return dreams, metrics
 
 
-def _in_turn(contexts: Contexts, numbers: Array) -> tuple[Array, Array]:
-    """The prompt of every dream, [m, C] and [m]; lengths of 0 if there is no context at all."""
+def in_turn(contexts: Contexts, numbers: Array) -> Array:
+    """int32 [m], the row of the context that each dream is written from."""
     there = contexts.length > 0
     order, count = jnp.argsort(~there, stable=True), there.sum()
-    row = order[numbers % jnp.maximum(count, 1)]
+    return order[numbers % jnp.maximum(count, 1)]
+
+
+def _prompts(contexts: Contexts, numbers: Array) -> tuple[Array, Array]:
+    """The prompt of every dream, [m, C] and [m]; lengths of 0 if there is no context at all."""
+    row = in_turn(contexts, numbers)
     length = contexts.length[row]
     inside = jnp.arange(contexts.tokens.shape[1]) < length[:, None]
     return jnp.where(inside, contexts.tokens[row], 0), length

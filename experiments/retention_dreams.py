@@ -1,0 +1,55 @@
+"""Does dreaming help? Days that tell every fact in three statements and ask nothing.
+
+By day nothing is asked, in exams all is: what a learner lacks is the day's facts in other words.
+Before life the backbone has seen, on invented facts, how a text is turned into a question with its
+answer, and into other words. Asleep it consolidates, then writes such texts about the day, tries
+them, and learns those that agree with the rest of the day. Arms: ``sleep``, ``sleep_longer`` (as
+many more updates as dreaming costs), ``dream``, and it with one part left out.
+
+    sleeplm run experiments/retention_dreams.py
+    sleeplm run experiments/retention_dreams.py:biographies --config.arms="['sleep','dream']"
+    sleeplm run experiments/retention_dreams.py --config.falsehoods=0.05
+
+What to expect is in docs/dreaming.md.
+"""
+
+from sleeplm.bench.presets import UNSEEN, bench, dreams, night
+from sleeplm.bench.retention import RetentionConfig
+from sleeplm.methods.pretrain import PretrainConfig
+
+
+def get_config(world: str = "atlas") -> RetentionConfig:
+    """Four days of 60 facts in three statements each; a backbone that has read for longer."""
+    return bench(
+        world=world,
+        days=4,
+        facts_per_day=60,
+        slots=4,
+        day_statements=3,
+        day_questions=0,
+        formats=["question", "rewrite"],
+        format_examples=6,
+        epochs=40.0,
+        pretrain=PretrainConfig(steps=4000, batch=16, length=64, chunk=20),
+        night_facts=60,
+        sleep=night(updates=240),
+        dream=dreams(
+            dreams=120,
+            context_tokens=32,
+            new_tokens=24,
+            contexts=120,
+            formats=["question"],
+            alone=True,
+            temperature=0.5,
+            keep=72,
+            extra=8,
+            hold=0.5,
+            agree="own",
+            rounds=2,
+            updates=96,
+        ),
+        seed=UNSEEN,
+        world_seed=UNSEEN,
+        seeds=1,
+        arms=["sleep", "sleep_longer", "dream"],
+    )
