@@ -28,9 +28,9 @@ def get_config(world: str = "atlas") -> RetentionConfig:
         day_statements=3,
         day_questions=0,
         formats=["question", "rewrite"],
-        format_examples=6,
-        epochs=40.0,
-        pretrain=PretrainConfig(steps=4000, batch=16, length=64, chunk=20),
+        format_examples=4,
+        epochs=20.0,
+        pretrain=PretrainConfig(steps=7000, batch=16, length=64, chunk=20),
         night_facts=60,
         sleep=night(updates=240),
         dream=dreams(

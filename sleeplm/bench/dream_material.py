@@ -16,7 +16,7 @@ from sleeplm.core import checks
 from sleeplm.core.types import Metrics, PyTree
 from sleeplm.data.facts import Document, Fact
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth
-from sleeplm.data.formats import MARKS
+from sleeplm.data.formats import marks_of
 from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
@@ -45,6 +45,7 @@ class DreamMaterial:
     def __init__(self, bench: Any, config: DreamConfig):
         self.config, self.learners, self.materials = config, bench.learners, bench.materials
         self.max_len = bench.config.model.max_len
+        self.published = bool(bench.config.backbone)
         if config.reward == "questions":
             for material in self.materials:
                 for i, documents in enumerate(material.curriculum.days):
@@ -121,7 +122,7 @@ class DreamMaterial:
 
     def _fits(self, e: int, day: int, i: int, kind: str) -> bool:
         """Whether a text can be a context of that format: marked ones are whole statements."""
-        if not MARKS[kind]:
+        if not self.marks[e][kind]:
             return True
         row = self.materials[e].days[day][i]
         whole = len(row) - 1 + len(self.marks[e][kind]) <= self.config.context_tokens
@@ -142,7 +143,7 @@ class DreamMaterial:
         return [
             {
                 kind: _behind(material.tokenizer, fact, mark) if mark else []
-                for kind, mark in MARKS.items()
+                for kind, mark in marks_of(self.published).items()
             }
             for material in self.materials
         ]

@@ -20,7 +20,19 @@ from sleeplm.data.facts import Document, Fact, World
 
 #: Format -> the mark behind its text; ``free`` goes on from a text as it is.
 MARKS: Mapping[str, str] = {"free": "", "question": "Asked:", "rewrite": "Reworded:"}
+#: The same for published backbones: no examples, but words that ask for it.
+PROMPTS: Mapping[str, str] = {
+    "free": "",
+    "question": "Question:",
+    "rewrite": "In other words:",
+    "implication": "It follows that",
+}
 TRIES = 20
+
+
+def marks_of(published: bool) -> Mapping[str, str]:
+    """Format -> mark, for a backbone that is published or one that has read examples."""
+    return PROMPTS if published else MARKS
 
 
 def examples(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleeplm.bench.arms import DREAMING, Arm, build_arm
+from sleeplm.bench.arms import DREAMING, Arm, build_arm, check_dreaming
 from sleeplm.bench.dream_material import FIELDS, DreamMaterial, tell_falsehoods
 from sleeplm.bench.dreamings import undone_lines
 from sleeplm.bench.lives import Bench, life_of, newborns
@@ -20,7 +20,7 @@ from sleeplm.bench.report import summarize
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.falsehoods import falsehoods
-from sleeplm.data.formats import MARKS
+from sleeplm.data.formats import MARKS, PROMPTS
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.dream import WRITER
@@ -299,6 +299,21 @@ def test_formats_that_the_backbone_has_not_seen_are_refused(bench, formats, mess
     config = dataclasses.replace(bench.config, formats=["question"])
     dream = dataclasses.replace(DREAM, formats=["question"])
     build_arm("dream", dataclasses.replace(config, dream=dream), classes=0)
+
+
+def test_published_backbones_are_asked_in_words_and_need_no_examples(bench):
+    dream = dataclasses.replace(DREAM, formats=["question", "implication"], context_tokens=48)
+    published = dataclasses.replace(bench.config, backbone="smollm2", dream=dream)
+    check_dreaming(published)
+    ours = dataclasses.replace(bench.config, dream=dream)
+    with pytest.raises(ConfigError, match="dream.formats"):
+        check_dreaming(ours)
+    material = DreamMaterial(dataclasses.replace(bench, config=published), dream)
+    for e, life in enumerate(bench.materials):
+        rows = rows_of(material(0, 0)["contexts"], e)
+        ends = [PROMPTS[kind] for kind in dream.formats] * (len(rows) // 2)
+        texts = [life.tokenizer.decode(row) for row in rows]
+        assert all(text.endswith(end) for text, end in zip(texts, ends, strict=True))
 
 
 def test_questions_are_training_texts_of_the_day_that_no_context_asks(bench):
