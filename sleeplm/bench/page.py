@@ -50,6 +50,7 @@ def blocks(report: Mapping[str, Any], picture: str) -> list[Block]:
     for title, name, show in _BY_NIGHT:
         parts += _section(title, [_listed(arms, name, "after night", show)])
     parts += _section("Routing", _table(arms, _ROUTING), _ROUTED)
+    parts += _section("Dreams", [*_table(arms, _DREAMS), *_table(arms, _FALSEHOODS)], _DREAMT)
     parts += _section("Knowledge", _table(arms, _KNOWLEDGE), _KNOWN)
     parts += [Heading("Cost"), *_cost(report)]
     return parts
@@ -300,6 +301,24 @@ _KNOWLEDGE: tuple[Column, ...] = (
     ("parameters", lambda arm: _entry(arm, "bits", "parameters", "{:,.0f}")),
     ("bits per parameter", _figure("bits_per_parameter", small)),
 )
+_DREAMS: tuple[Column, ...] = (
+    ("different from one another", _figure("dreams_unique")),
+    ("tokens", _figure("dreams_length", number(".1f"))),
+    ("copied from the contexts", _figure("dreams_copied")),
+    ("accepted, of those tried", _figure("dreams_accepted")),
+    ("held-back text likelier, nats a token", _figure("dreams_lift_held", signed)),
+    ("memories likelier, nats a token", _figure("dreams_lift_memories", signed)),
+    ("answers likelier, nats", _figure("dreams_lift_logp", signed)),
+)
+_FALSEHOODS: tuple[Column, ...] = (
+    ("written: say something of a known subject", _figure("dreams_told_written")),
+    ("of these false", _figure("dreams_false_written")),
+    ("tried: false", _figure("dreams_false_tried")),
+    ("accepted: false", _figure("dreams_false_accepted")),
+    ("repeat a planted falsehood: written", _figure("dreams_planted_written")),
+    ("tried", _figure("dreams_planted_tried")),
+    ("accepted", _figure("dreams_planted_accepted")),
+)
 _BY_NIGHT = (
     ("Pretraining facts", "pretrain", share),
     ("KL to the original model, nats a token", "kl", small),
@@ -323,6 +342,10 @@ _TEXT_SCORES = (
 _ROUTED = (
     "Recall after the last night as the router sends questions, and with only the day's own expert "
     "open; and how much of the gate weight that expert gets."
+)
+_DREAMT = (
+    "What learners wrote for themselves at night: means over rounds and nights. How much likelier "
+    "held-back texts and memories became is of every dream that was tried."
 )
 _KNOWN = (
     "Bits of the answers that are right after the last night, and the parameters that hold them."

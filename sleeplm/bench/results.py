@@ -62,6 +62,7 @@ class SeedRun:
         every night; [nights, days]. em_start, f1_start, judged_start: before the first day; [days].
       cluster: share of the exam's answers that are the most frequent output; [nights].
       dusk: recall of all days at dusk; [nights, days].
+      dreams: by metric of a round of dreaming, its mean over every night's rounds; [nights].
       tokens, flops, seconds: what the arm cost, by kind.
       settings: of its arm alone, in a run that sweeps.
       origin: which world the seed lived in, after putting runs together.
@@ -87,6 +88,7 @@ class SeedRun:
     judged_start: np.ndarray | None = None
     cluster: np.ndarray | None = None
     dusk: np.ndarray | None = None
+    dreams: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     routing: Routing | None = None
     bits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -178,6 +180,7 @@ def _seed_run(where: str, entry: Mapping[str, Any]) -> SeedRun:
         "routing": lambda value: _routing(value, days),
         "nights": lambda value: _labels(value, days),
         "seconds": lambda value: _amounts({"total": value} if _real(value) else value),
+        "dreams": _dreams,
         "cues": _object,
         "log": _object,
         "raw_text": _flag,
@@ -251,6 +254,25 @@ def _routing(value: Any, days: int) -> Routing:
         raise ValueError(f"born must be days from 0 to {days - 1}, or -1")
     learned, oracle = (_array(value[name], (days,)) for name in ("learned", "oracle"))
     return Routing(traffic, born.astype(int), learned, oracle)
+
+
+def _dreams(value: Any) -> dict[str, np.ndarray]:
+    """Metrics of nights of rounds, by name; what no round of a night has is NaN there."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of nights")
+    nights = [list(map(_amounts, _object(night).get("rounds", []))) for night in value]
+    names = dict.fromkeys(name for rounds in nights for told in rounds for name in told)
+    return {
+        name: np.array(
+            [
+                np.mean(found)
+                if (found := [told[name] for told in rounds if name in told])
+                else np.nan
+                for rounds in nights
+            ]
+        )
+        for name in names
+    }
 
 
 def _labels(value: Any, size: int) -> list[str]:

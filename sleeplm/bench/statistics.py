@@ -255,6 +255,17 @@ def _amount(amounts: Mapping[str, float], kind: str) -> np.ndarray | None:
     return np.array([amounts[kind]]) if kind in amounts else None
 
 
+def _dreamt(name: str) -> Callable[[SeedRun], np.ndarray | None]:
+    """A metric of dreaming, of the nights that have it."""
+
+    def read(run: SeedRun) -> np.ndarray | None:
+        values = run.dreams.get(name, np.empty(0))
+        told = values[np.isfinite(values)]
+        return told if told.size else None
+
+    return read
+
+
 def _total(amounts: Mapping[str, float]) -> np.ndarray | None:
     return np.array([total(amounts)]) if amounts else None
 
@@ -266,6 +277,13 @@ def _perplexity_rise(run: SeedRun) -> np.ndarray | None:
     return np.exp(run.general[-1:] - run.general_start) - 1
 
 
+#: Metrics of rounds of dreaming, see :func:`sleeplm.methods.dreams.dream.whole_round` and
+#: :func:`sleeplm.bench.dream_material.tell_falsehoods`.
+DREAMS = (
+    *("unique", "length", "copied", "accepted", "lift_held", "lift_memories", "lift_logp"),
+    *("told_written", "false_written", "false_tried", "false_accepted"),
+    *("planted_written", "planted_tried", "planted_accepted"),
+)
 #: Every figure of an arm. The mean of all but costs and starts is compared between arms.
 FIGURES = (
     Figure("mean_recall_last", lambda run: run.matrix[-1]),
@@ -293,6 +311,7 @@ FIGURES = (
     Figure("routing_own_share", _own_share),
     Figure("bits_held", lambda run: _amount(run.bits, "held")),
     Figure("bits_per_parameter", lambda run: _amount(run.bits, "per_parameter")),
+    *(Figure(f"dreams_{name}", _dreamt(name), paired=False) for name in DREAMS),
     Figure("tokens", lambda run: _total(run.tokens), paired=False),
     Figure("flops", lambda run: _total(run.flops), paired=False),
     Figure("seconds", lambda run: _total(run.seconds), paired=False),

@@ -45,6 +45,11 @@ OPTIONAL = {
     "cues": {"entries": 90, "bytes": 800, "longest": 8, "written_by": "subjects"},
     "flops": {"wake": 1e12, "sampled": 2e12},
     "raw_text": False,
+    "dreams": [
+        {"day": 0, "rounds": [{"accepted": 0.2, "false_tried": 0.1}, {"accepted": 0.4}]},
+        {"day": 1, "rounds": [{"accepted": 0.5, "false_tried": None}]},
+        {"day": 2, "rounds": []},
+    ],
 }
 
 
@@ -245,9 +250,27 @@ def test_figures_whose_entries_are_absent_or_null_are_left_out():
     assert null == arm
 
 
+def test_what_was_dreamt_is_averaged_over_rounds_then_nights_and_shown(tmp_path):
+    results = make_results(sleep=SLEEP | OPTIONAL)
+    figures = summarize(results)["arms"]["sleep"]["figures"]
+    assert figures["dreams_accepted"]["mean"] == pytest.approx((0.3 + 0.5) / 2)
+    assert figures["dreams_false_tried"]["mean"] == pytest.approx(0.1)
+    assert "dreams_unique" not in figures
+    write_report(tmp_path, results)
+    page = (tmp_path / "report.md").read_text()
+    section = page[page.index("## Dreams") :].split("\n## ")[0]
+    assert "| arm | accepted, of those tried |" in section and "| arm | tried: false |" in section
+    assert "0.400" in section and "different from" not in section
+    plain = tmp_path / "plain"
+    write_report(plain, make_results())
+    assert "Dreams" not in (plain / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
+        ("dreams", {"accepted": 1.0}, "must be a list of nights"),
+        ("dreams", [{"rounds": [{"accepted": "all"}]}], "must be an object of numbers"),
         ("awake", [1.0, 1.0], "must be 3 numbers, one a day"),
         ("pretrain_start", "x", "must be a number"),
         ("kl", [1.0], "must be a list of numbers"),
