@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ class DreamMaterial:
         self.config, self.learners, self.materials = config, bench.learners, bench.materials
         self.max_len = bench.config.model.max_len
         self.published = bool(bench.config.backbone)
+        self.marks = marks_of(self.published)
         if config.reward == "questions":
             for material in self.materials:
                 for i, documents in enumerate(material.curriculum.days):
@@ -97,22 +99,18 @@ class DreamMaterial:
         """
         config = self.config
         documents, rows = self.materials[e].curriculum.days[day], self.materials[e].days[day]
-        statements = _by_fact(documents, left)
-        queues = {
-            kind: iter([i for i in left if self._fits(e, day, i, kind)]) for kind in config.formats
-        }
+        queues = {kind: self._written_from(e, day, left, kind) for kind in config.formats}
         contexts, against, free = [], [], []
         for n in range(config.contexts):
             kind = config.formats[n % len(config.formats)]
-            i, mark = next(queues[kind], None), self.marks[e][kind]
-            free.append(not mark)
-            if i is None:  # fewer texts than contexts
-                contexts.append([])
-                against.append([])
+            i, context = next(queues[kind], (None, []))  # empty: fewer texts than contexts
+            contexts.append(context)
+            free.append(not self.marks[kind])
+            if i is None or free[-1]:
+                against.append([] if i is None else rows[i])
                 continue
-            others = [j for j in statements.get(documents[i].fact, []) if j != i]
-            contexts.append([*rows[i][:-1], *mark] if mark else rows[i])
-            against.append(rows[others[0]] if mark and others else rows[i])
+            same = (j for j in left if j != i and _tells(documents[j], documents[i].fact))
+            against.append(rows[next(same, i)])
         given, held = self._rows(contexts), self._rows(against)
         seen = _plain(hold_back(Contexts(**given), config.hold)[0])
         seen["tokens"] = np.where(np.asarray(free)[:, None], seen["tokens"], given["tokens"])
@@ -120,33 +118,41 @@ class DreamMaterial:
         memory = hold_back(Contexts(**held), config.hold)[1]
         return {"contexts": seen, "held": jax.tree.map(np.asarray, memory)}
 
-    def _fits(self, e: int, day: int, i: int, kind: str) -> bool:
-        """Whether a text can be a context of that format: marked ones are whole statements."""
-        if not self.marks[e][kind]:
-            return True
-        row = self.materials[e].days[day][i]
-        whole = len(row) - 1 + len(self.marks[e][kind]) <= self.config.context_tokens
-        return whole and not self.materials[e].curriculum.days[day][i].prompt
+    def _written_from(
+        self, e: int, day: int, left: Sequence[int], kind: str
+    ) -> Iterator[tuple[int, list[int]]]:
+        """The texts that can be written from in a format, with their contexts.
+
+        Free ones go on from any text. Marked ones are whole statements that fit: with examples of
+        implications two of them, that tell two facts of one subject.
+        """
+        material, mark = self.materials[e], self.marks[kind]
+        documents = material.curriculum.days[day]
+        for i in left:
+            document = documents[i]
+            if not mark:
+                yield i, material.days[day][i]
+                continue
+            if document.prompt:
+                continue
+            text = document.text
+            if kind == "implication" and not self.published:
+                others = (j for j in left if _tells_another(documents[j], document.fact))
+                if (j := next(others, None)) is None:
+                    continue
+                text = f"{documents[j].text} {text}"
+            marked = dataclasses.replace(document, text=f"{text} {mark}", answer="")
+            row = token_lists(material.tokenizer, [marked])[0][:-1]
+            if len(row) <= self.config.context_tokens:
+                yield i, row
 
     def _require_some(self, kind: str) -> None:
         for e, material in enumerate(self.materials):
             for day, documents in enumerate(material.curriculum.days):
                 remedy = f"no statement of day {day + 1} fits with its mark ({kind}): use more"
-                some = any(self._fits(e, day, i, kind) for i in range(len(documents)))
+                some = next(self._written_from(e, day, range(len(documents)), kind), None)
                 room = self.config.context_tokens
-                checks.require(some, "dream.context_tokens", room, remedy)
-
-    @functools.cached_property
-    def marks(self) -> list[dict[str, list[int]]]:
-        """The tokens of every format's mark, of each learner's tokenizer."""
-        fact = Fact("a", "a", "a")
-        return [
-            {
-                kind: _behind(material.tokenizer, fact, mark) if mark else []
-                for kind, mark in marks_of(self.published).items()
-            }
-            for material in self.materials
-        ]
+                checks.require(some is not None, "dream.context_tokens", room, remedy)
 
     def _rows(self, rows: list[list[int]]) -> dict[str, Any]:
         shape = (self.config.contexts, self.config.context_tokens)
@@ -192,22 +198,12 @@ def _plain(contexts: Contexts) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in contexts._asdict().items()}
 
 
-def _by_fact(documents: Sequence[Document], left: list[int]) -> dict[Fact, list[int]]:
-    """The statements among ``left``, by what they are about."""
-    found: dict[Fact, list[int]] = {}
-    for i in left:
-        if not documents[i].prompt:
-            found.setdefault(documents[i].fact, []).append(i)
-    return found
+def _tells(document: Document, fact: Fact) -> bool:
+    return not document.prompt and document.fact == fact
 
 
-def _behind(tokenizer: Any, fact: Fact, mark: str) -> list[int]:
-    """A mark's tokens behind a text, where a tokenizer may merge it with the space before it."""
-    alone, marked = (
-        token_lists(tokenizer, [Document(text, "", "", fact)])[0][:-1]
-        for text in ("a.", f"a. {mark}")
-    )
-    return marked[len(alone) :]
+def _tells_another(document: Document, fact: Fact) -> bool:
+    return not document.prompt and document.fact.subject == fact.subject and document.fact != fact
 
 
 def _questions_among(documents: Any) -> list[int]:

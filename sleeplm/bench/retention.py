@@ -100,6 +100,8 @@ class RetentionConfig:
       wear: share of questions whose wording is worn, see :mod:`sleeplm.data.worn`.
       falsehoods: share of a day's statements that name the value of another subject, in worlds of
         facts; exams ask for the truth. Arms that dream report how many of their dreams are false.
+      exam_facts: facts that a question of an exam needs, 1 or 2, in worlds of facts: with 2 the
+        subject is told by another of its facts (:mod:`sleeplm.data.two_facts`).
       exam_pretrain: pretraining facts asked in every exam. exam_per_day: questions about each
         day; 0 for all.
       ask: words around questions about passages, in which ``{q}`` is the question.
@@ -143,6 +145,7 @@ class RetentionConfig:
     format_examples: int = 2
     wear: float = 0.5
     falsehoods: float = 0.0
+    exam_facts: int = 1
     exam_pretrain: int = 196
     exam_per_day: int = 0
     ask: str = ASK
@@ -188,6 +191,8 @@ class RetentionConfig:
             checks.positive_integer(name, getattr(self, name))
         for name in ("wear", "falsehoods"):
             checks.fraction(name, getattr(self, name))
+        checks.integer("exam_facts", self.exam_facts)
+        checks.in_range("exam_facts", self.exam_facts, 1, 2)
         checks.integer("day_questions", self.day_questions)
         checks.at_least("day_questions", self.day_questions, -1)
         told = ("day_statements", "format_examples")

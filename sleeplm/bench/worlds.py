@@ -46,6 +46,7 @@ FACTS_ONLY: tuple[tuple[str, Any, str], ...] = (
     ("day_statements", 0, "have so many wordings"),
     ("day_questions", -1, "have so many wordings"),
     ("formats", [], "have examples of formats"),
+    ("exam_facts", 1, "can be asked for two facts at once"),
 )
 POSSIBLE = (
     *(*BUILT_IN, "facts:FILE.jsonl", "labels:DIRECTORY"),
@@ -99,6 +100,7 @@ def curriculum_of(config: Any) -> Curriculum:
             day_questions=config.day_questions,
             formats=config.formats,
             format_examples=config.format_examples,
+            exam_facts=config.exam_facts,
             rng=np.random.default_rng(config.world_seed),
         )
     return _passage_curriculum(config) if kind in PASSAGES else _label_curriculum(config)

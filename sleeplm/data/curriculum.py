@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sleeplm.core.checks import require
+from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.facts import Document, Fact, World, exam, subjects
 from sleeplm.data.facts import questions as questions_of
 from sleeplm.data.facts import statements as statements_of
 from sleeplm.data.falsehoods import with_falsehoods
 from sleeplm.data.formats import examples
+from sleeplm.data.two_facts import two_fact_exam, two_fact_questions
 from sleeplm.data.worn import worn_questions
 
 
@@ -89,6 +90,7 @@ def from_world(
     day_questions: int = -1,
     formats: Sequence[str] = (),
     format_examples: int = 0,
+    exam_facts: int = 1,
 ) -> Curriculum:
     """The curriculum of a world of facts.
 
@@ -105,22 +107,28 @@ def from_world(
       day_statements, day_questions: wordings that a day tells each of its facts in, drawn per
         fact; 0 statements, or -1 questions, for all of them.
       formats, format_examples: which formats pretraining shows, and how many examples of each for
-        every one of its facts (:mod:`sleeplm.data.formats`).
+        every one of its facts (:mod:`sleeplm.data.formats`); with implications it also asks as
+        many questions that need two facts.
+      exam_facts: that a question of an exam needs: 1, or 2 (:mod:`sleeplm.data.two_facts`).
+
+    Raises:
+      ConfigError: a day has no question that needs two facts, or a setting does not suit.
     """
     names = [name for fact in world.facts for name in (fact.subject, fact.value)]
     amount = (day_statements, day_questions)
     before = told(world, world.pretrain, statements, questions, rng, wear)
     days = tuple(_day(world, facts, wear, falsehoods, amount, rng) for facts in world.days)
     # Last, and with their own generator: all else is the same with formats and without.
-    before += examples(world, world.pretrain, formats, format_examples, names, rng.spawn(1)[0])
-    known = spread(world.pretrain, exam_pretrain)
-    asked = [spread(facts, exam_per_day) if exam_per_day else facts for facts in world.days]
+    own = rng.spawn(1)[0]
+    before += examples(world, world.pretrain, formats, format_examples, names, own)
+    if "implication" in formats:
+        before += two_fact_questions(world, world.pretrain, format_examples, own)
     curriculum = Curriculum(
         name=world.name,
         pretrain=tuple(before),
         days=days,
-        exams=tuple(tuple(exam(world, facts)) for facts in asked),
-        known=tuple(exam(world, known)),
+        exams=tuple(_asked(world, facts, exam_facts, exam_per_day) for facts in world.days),
+        known=_asked(world, world.pretrain, exam_facts, exam_pretrain),
         cues=tuple(subjects(facts) for facts in world.days),
         known_cues=subjects(world.pretrain),
         choices=choices_of(world.facts),
@@ -130,6 +138,14 @@ def from_world(
         remedy = "a training text asks the same: word exams in a way that no text is worded"
         raise ConfigError("exam", document.prompt, remedy)
     return curriculum
+
+
+def _asked(world: World, facts: Sequence[Fact], needed: int, most: int) -> tuple[Document, ...]:
+    """An exam's questions about ``facts``, at most so many of them, spread evenly; 0: all."""
+    found = exam(world, facts) if needed == 1 else two_fact_exam(world, facts)
+    remedy = "no two facts of one subject of which one tells it from all others: use 1"
+    checks.require(bool(found), "exam_facts", needed, remedy)
+    return tuple(spread(found, most or len(found)))
 
 
 def told(
@@ -223,21 +239,23 @@ def check_curriculum(curriculum: Curriculum) -> None:
         unusable cue.
     """
     count = len(curriculum.days)
-    require(count > 0, "curriculum.days", count, "needs at least one day")
+    checks.require(count > 0, "curriculum.days", count, "needs at least one day")
     for name in ("exams", "cues"):
         found = len(getattr(curriculum, name))
-        require(found == count, f"curriculum.{name}", found, f"needs one for each of {count} days")
+        checks.require(
+            found == count, f"curriculum.{name}", found, f"needs one for each of {count} days"
+        )
     parts: dict[str, tuple] = {"pretrain": curriculum.pretrain, "known": curriculum.known}
     for name in ("days", "exams", "cues"):
         parts |= {f"{name}[{i}]": part for i, part in enumerate(getattr(curriculum, name))}
     for name, part in parts.items():
-        require(len(part) > 0, f"curriculum.{name}", len(part), "must not be empty")
+        checks.require(len(part) > 0, f"curriculum.{name}", len(part), "must not be empty")
         if not name.startswith("cues"):
             _check_texts(f"curriculum.{name}", part)
     for cues in (*curriculum.cues, curriculum.known_cues):
         for cue in cues:
             good = bool(cue) and cue == cue.strip()
-            require(good, "curriculum.cues", cue, "use text without outer spaces")
+            checks.require(good, "curriculum.cues", cue, "use text without outer spaces")
     for question in (*curriculum.known, *(q for part in curriculum.exams for q in part)):
         _check_question(curriculum, question)
     if curriculum.accepted:
@@ -250,10 +268,10 @@ def _check_accepted(
 ) -> None:
     field = "curriculum.accepted"
     sizes, wanted = list(map(len, accepted)), list(map(len, asked))
-    require(sizes == wanted, field, sizes, f"needs an entry for every question: {wanted}")
+    checks.require(sizes == wanted, field, sizes, f"needs an entry for every question: {wanted}")
     for answers, entries in zip(asked, accepted, strict=True):
         for answer, entry in zip(answers, entries, strict=True):
-            require(answer in entry, field, entry, f"must have the exam's answer {answer!r}")
+            checks.require(answer in entry, field, entry, f"must have the exam's answer {answer!r}")
 
 
 def _check_texts(field: str, documents: Iterable[Document]) -> None:

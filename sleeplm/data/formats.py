@@ -4,6 +4,8 @@ A format is a mark behind a text. What follows the mark is another text that say
 
     Peru is governed from the city of Lima. Asked: Peru calls which city its capital? Lima
     Peru is governed from the city of Lima. Reworded: The capital city of Peru is Lima.
+    Peru lies in South America. Peru calls Lima its capital. Implied: The one that has Lima as its
+    capital city is found where on the map? South America
 
 Examples are about invented subjects and values, each used once: who has read them has learned to
 take both from the text in front of the mark, and no fact.
@@ -17,9 +19,15 @@ import numpy as np
 
 from sleeplm.core import checks
 from sleeplm.data.facts import Document, Fact, World
+from sleeplm.data.two_facts import askable, composed, describable
 
 #: Format -> the mark behind its text; ``free`` goes on from a text as it is.
-MARKS: Mapping[str, str] = {"free": "", "question": "Asked:", "rewrite": "Reworded:"}
+MARKS: Mapping[str, str] = {
+    "free": "",
+    "question": "Asked:",
+    "rewrite": "Reworded:",
+    "implication": "Implied:",
+}
 #: The same for published backbones: no examples, but words that ask for it.
 PROMPTS: Mapping[str, str] = {
     "free": "",
@@ -28,6 +36,7 @@ PROMPTS: Mapping[str, str] = {
     "implication": "It follows that",
 }
 TRIES = 20
+NEEDS_DESCRIPTIONS = "no relation has a training statement that begins with '{s} ': leave it out"
 
 
 def marks_of(published: bool) -> Mapping[str, str]:
@@ -49,29 +58,41 @@ def examples(
       formats: of :data:`MARKS`. names: that no invented one may be.
 
     Raises:
-      ConfigError: no such format.
+      ConfigError: no such format, or no wordings for implications.
     """
-    makers: dict[str, Callable[..., tuple[str, str]]] = {"question": _question, "rewrite": _rewrite}
     for kind in formats:
         checks.one_of("formats", kind, tuple(MARKS))
-    subjects = [fact.subject for fact in facts]
-    values: dict[str, list[str]] = {}
-    for fact in facts:
-        values.setdefault(fact.relation, []).append(fact.value)
-    used, documents = set(names), []
+    inventor = _Inventor(facts, set(names), rng)
+    documents = []
     for kind in formats:
         if not MARKS[kind]:
             continue  # to go on from a text needs no example
         for fact in (fact for fact in facts for _ in range(count)):
-            subject = invented(subjects, used, rng)
-            while subject in used:  # of somebody: an example must not tell of them
-                subject = f"{subject} {int(rng.integers(10))}"
-            value = invented(values[fact.relation], used, rng)
-            used |= {subject, value}
-            one = Fact(subject, fact.relation, value)
-            told, made = makers[kind](world, one, rng)
-            documents.append(Document(f"{told} {MARKS[kind]} {made}", "", value, one))
+            one = inventor.fact(fact.relation)
+            told, made = _MAKERS[kind](world, one, inventor, rng)
+            documents.append(Document(f"{told} {MARKS[kind]} {made}", "", one.value, one))
     return documents
+
+
+class _Inventor:
+    """Facts of nobody, each of another subject."""
+
+    def __init__(self, facts: Sequence[Fact], avoided: set[str], rng: np.random.Generator):
+        self.subjects = [fact.subject for fact in facts]
+        self.values: dict[str, list[str]] = {}
+        for fact in facts:
+            self.values.setdefault(fact.relation, []).append(fact.value)
+        self.used, self.rng = avoided, rng
+
+    def fact(self, relation: str, subject: str = "") -> Fact:
+        """A fact of a new subject, or of one that was made before."""
+        if not subject:
+            subject = invented(self.subjects, self.used, self.rng)
+            while subject in self.used:  # of somebody: an example must not tell of them
+                subject = f"{subject} {int(self.rng.integers(10))}"
+        value = invented(self.values[relation], self.used, self.rng)
+        self.used |= {subject, value}
+        return Fact(subject, relation, value)
 
 
 def invented(names: Sequence[str], avoided: set[str], rng: np.random.Generator) -> str:
@@ -88,20 +109,49 @@ def invented(names: Sequence[str], avoided: set[str], rng: np.random.Generator) 
     return names[int(rng.integers(len(names)))]
 
 
-def _question(world: World, fact: Fact, rng: np.random.Generator) -> tuple[str, str]:
+def _question(
+    world: World, fact: Fact, inventor: _Inventor, rng: np.random.Generator
+) -> tuple[str, str]:
     relation = world.relations[fact.relation]
-    question = str(rng.choice(relation.questions))
-    return _told(relation.statements, fact, rng), f"{_filled(question, fact)} {fact.value}"
+    question = f"{_filled(_one_of(relation.questions, rng), fact)} {fact.value}"
+    return _filled(_one_of(relation.statements, rng), fact), question
 
 
-def _rewrite(world: World, fact: Fact, rng: np.random.Generator) -> tuple[str, str]:
+def _rewrite(
+    world: World, fact: Fact, inventor: _Inventor, rng: np.random.Generator
+) -> tuple[str, str]:
     relation = world.relations[fact.relation]
     first, second = rng.choice(len(relation.statements), 2, replace=False)
     return _filled(relation.statements[first], fact), _filled(relation.statements[second], fact)
 
 
-def _told(templates: Sequence[str], fact: Fact, rng: np.random.Generator) -> str:
-    return _filled(str(rng.choice(templates)), fact)
+def _implication(
+    world: World, fact: Fact, inventor: _Inventor, rng: np.random.Generator
+) -> tuple[str, str]:
+    """Two facts of a subject, and a question about one that the other tells who is meant."""
+    kinds = {name: describable(world.relations[name]) for name in inventor.values}
+    usable = [name for name, found in kinds.items() if found]
+    names = [name for name in usable if name != fact.relation] or usable
+    checks.require(bool(names), "formats", "implication", NEEDS_DESCRIPTIONS)
+    other = inventor.fact(_one_of(names, rng), fact.subject)
+    told = [
+        _filled(_one_of(world.relations[one.relation].statements, rng), one)
+        for one in (fact, other)
+    ]
+    question = _one_of(askable(world.relations[fact.relation]), rng)
+    asked = composed(_one_of(kinds[other.relation], rng), other, question, fact)
+    return " ".join(told[i] for i in rng.permutation(2)), asked.text
+
+
+_MAKERS: Mapping[str, Callable[..., tuple[str, str]]] = {
+    "question": _question,
+    "rewrite": _rewrite,
+    "implication": _implication,
+}
+
+
+def _one_of(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _filled(template: str, fact: Fact) -> str:

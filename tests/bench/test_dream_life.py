@@ -252,10 +252,8 @@ def test_marked_contexts_are_whole_statements_held_against_another_one_of_the_fa
     material = DreamMaterial(bench, config)
     batch = material(1, 0)
     for e, life in enumerate(bench.materials):
-        mark = material.marks[e]["question"]
         documents = dict(zip(map(tuple, life.days[1]), life.curriculum.days[1], strict=True))
-        texts = [life.tokenizer.decode(mark), MARKS["question"]]
-        assert texts[0].strip() == texts[1]
+        by_text = {document.text: document for document in documents.values()}
         tokens, length = (batch["contexts"][name][e] for name in ("tokens", "length"))
         held = jax.tree.map(lambda x, e=e: x[e], batch["held"])
         against = [
@@ -269,11 +267,29 @@ def test_marked_contexts_are_whole_statements_held_against_another_one_of_the_fa
                 assert against[n][: len(row)] == row and len(row) < len(against[n])
                 assert (weights == (np.arange(len(weights)) >= len(row))).all()
                 continue
-            written = documents[(*row[: -len(mark)], life.tokenizer.eos)]
-            assert list(row[-len(mark) :]) == mark
+            text = life.tokenizer.decode([t for t in row if t != life.tokenizer.bos]).strip()
+            written = by_text[text.removesuffix(MARKS["question"]).strip()]
+            assert text.endswith(f" {MARKS['question']}")
             assert told.fact == written.fact and told.text != written.text
             assert not told.prompt and not written.prompt
             assert weights[-1] == 1 and weights.sum() == pytest.approx(len(weights) / 2, abs=1)
+
+
+def test_an_implication_is_written_from_two_facts_of_one_subject(bench):
+    config = dataclasses.replace(DREAM, formats=["implication"], context_tokens=90)
+    batch = DreamMaterial(bench, config)(0, 0)
+    for e, life in enumerate(bench.materials):
+        statements = [d for d in life.curriculum.days[0] if not d.prompt]
+        for row in rows_of(batch["contexts"], e):
+            text = life.tokenizer.decode([t for t in row if t != life.tokenizer.bos]).strip()
+            told, end = text[: -len(MARKS["implication"])].strip(), text
+            assert end.endswith(f" {MARKS['implication']}")
+            first = [d for d in statements if told.startswith(f"{d.text} ")]
+            second = [d for d in statements if told.endswith(f" {d.text}")]
+            (pair,) = {
+                (a.fact, b.fact) for a in first for b in second if f"{a.text} {b.text}" == told
+            }
+            assert pair[0] != pair[1] and pair[0].subject == pair[1].subject
 
 
 def test_where_texts_are_too_few_contexts_stay_empty_and_where_none_fits_it_is_said(bench):

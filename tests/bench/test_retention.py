@@ -22,6 +22,8 @@ EXPERIMENTS = [
     "retention",
     "retention_bench",
     "retention_bench:biographies",
+    "retention_dreams",
+    "retention_dreams:biographies",
     "retention_intents",
     "retention_nights",
     "retention_nights:200",

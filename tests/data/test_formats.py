@@ -30,24 +30,38 @@ def names_of(world) -> set[str]:
     return {name for fact in world.facts for name in (fact.subject, fact.value)}
 
 
-def test_an_example_is_a_statement_its_mark_and_the_same_fact_in_that_format(world):
-    shown = examples(world, world.pretrain, list(MARKS), COUNT, [], np.random.default_rng(0))
-    assert len(shown) == 2 * COUNT * len(world.pretrain)  # none of "free"
+def filled(templates, fact: Fact) -> set[str]:
+    return {t.replace("{s}", fact.subject).replace("{v}", fact.value) for t in templates}
 
-    def filled(templates, fact: Fact) -> set[str]:
-        return {t.replace("{s}", fact.subject).replace("{v}", fact.value) for t in templates}
 
-    kinds = []
+@pytest.mark.parametrize("kind", ["question", "rewrite"])
+def test_an_example_is_a_statement_its_mark_and_the_same_fact_in_that_format(world, kind):
+    shown = examples(world, world.pretrain, [kind], COUNT, [], np.random.default_rng(0))
+    assert len(shown) == COUNT * len(world.pretrain)
     for document in shown:
-        kind = next(k for k, mark in MARKS.items() if mark and f" {mark} " in document.text)
         told, made = document.text.split(f" {MARKS[kind]} ")
         relation = world.relations[document.fact.relation]
         statements = filled(relation.statements, document.fact)
         asked = {f"{q} {document.fact.value}" for q in filled(relation.questions, document.fact)}
         assert told in statements and made in (asked if kind == "question" else statements - {told})
         assert not document.prompt  # no question of an exam, and nothing to be asked by day
-        kinds.append(kind)
-    assert kinds.count("question") == kinds.count("rewrite")
+
+
+def test_an_implication_follows_from_two_facts_of_a_subject_that_it_does_not_name(world):
+    shown = examples(world, world.pretrain, ["implication"], 1, [], np.random.default_rng(0))
+    for document in shown:
+        told, made = document.text.split(f" {MARKS['implication']} ")
+        fact = document.fact
+        statements = filled(world.relations[fact.relation].statements, fact)
+        assert any(told.startswith(one) or told.endswith(one) for one in statements)
+        assert told.count(fact.subject) >= 2 and len(told) > max(map(len, statements))
+        assert fact.subject not in made
+        assert "he one that " in made and made.endswith(f" {fact.value}")
+
+
+def test_to_go_on_from_a_text_needs_no_example():
+    world = WORLDS["atlas"]
+    assert examples(world, world.pretrain, ["free"], 1, [], np.random.default_rng(0)) == []
 
 
 def test_subjects_of_examples_are_nobody_and_each_is_told_of_once(world):
