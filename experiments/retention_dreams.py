@@ -8,6 +8,7 @@ many more updates as dreaming costs), ``dream``, and it with one part left out.
 
     sleeplm run experiments/retention_dreams.py
     sleeplm run experiments/retention_dreams.py:biographies --config.arms="['sleep','dream']"
+    sleeplm run experiments/retention_dreams.py:two_facts
     sleeplm run experiments/retention_dreams.py --config.falsehoods=0.05
 
 What to expect is in docs/dreaming.md.
@@ -19,37 +20,44 @@ from sleeplm.methods.pretrain import PretrainConfig
 
 
 def get_config(world: str = "atlas") -> RetentionConfig:
-    """Four days of 60 facts in three statements each; a backbone that has read for longer."""
+    """Four days of 60 facts in three statements each; a backbone that has read for longer.
+
+    Args:
+      world: of facts; or ``two_facts``: atlas, whose exams need two facts for an answer.
+    """
+    two = world == "two_facts"
+    formats = ["question", "implication"] if two else ["question", "rewrite"]
+    length = 96 if two else 64  # an implication stands behind two statements
     return bench(
-        world=world,
+        world="atlas" if two else world,
         days=4,
         facts_per_day=60,
         slots=4,
+        length=length,
         day_statements=3,
         day_questions=0,
-        formats=["question", "rewrite"],
+        formats=formats,
         format_examples=4,
+        exam_facts=2 if two else 1,
         epochs=20.0,
-        pretrain=PretrainConfig(steps=7000, batch=16, length=64, chunk=20),
+        pretrain=PretrainConfig(steps=7000, batch=16, length=length, chunk=20),
         night_facts=60,
         sleep=night(updates=240),
         dream=dreams(
             dreams=120,
-            context_tokens=32,
-            new_tokens=24,
+            context_tokens=40 if two else 32,
+            new_tokens=40 if two else 24,
             contexts=120,
-            formats=["question"],
+            formats=formats if two else ["question"],
             alone=True,
             temperature=0.5,
             keep=72,
             extra=8,
-            hold=0.5,
             agree="own",
             rounds=2,
             updates=96,
         ),
         seed=UNSEEN,
         world_seed=UNSEEN,
-        seeds=1,
         arms=["sleep", "sleep_longer", "dream"],
     )

@@ -24,6 +24,7 @@ EXPERIMENTS = [
     "retention_bench:biographies",
     "retention_dreams",
     "retention_dreams:biographies",
+    "retention_dreams:two_facts",
     "retention_intents",
     "retention_nights",
     "retention_nights:200",
