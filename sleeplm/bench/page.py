@@ -22,6 +22,7 @@ from sleeplm.bench.blocks import (
     spread,
     yes,
 )
+from sleeplm.methods.dreams.config import SCORES
 
 #: Half-lives above this are not told from each other, nights.
 LONGEST_HALF_LIFE = 1000
@@ -50,7 +51,7 @@ def blocks(report: Mapping[str, Any], picture: str) -> list[Block]:
     for title, name, show in _BY_NIGHT:
         parts += _section(title, [_listed(arms, name, "after night", show)])
     parts += _section("Routing", _table(arms, _ROUTING), _ROUTED)
-    parts += _section("Dreams", [*_table(arms, _DREAMS), *_table(arms, _FALSEHOODS)], _DREAMT)
+    parts += _section("Dreams", _dreams(arms), _DREAMT)
     parts += _section("Knowledge", _table(arms, _KNOWLEDGE), _KNOWN)
     parts += [Heading("Cost"), *_cost(report)]
     return parts
@@ -159,6 +160,11 @@ def _lift(arms: Mapping[str, Any]) -> list[Block]:
         cells = [pairs[age] if age < len(pairs) else (None, None) for age in ages]
         rows.append([name, *(" / ".join(filter(None, (share(r), nats(g)))) for r, g in cells)])
     return [Table(["nights since", *map(str, ages)], rows)]
+
+
+def _dreams(arms: Mapping[str, Any]) -> list[Block]:
+    tables = (_DREAMS, _BY_SCORE, _FALSEHOODS)
+    return [table for columns in tables for table in _table(arms, columns)]
 
 
 def _listed(
@@ -309,6 +315,15 @@ _DREAMS: tuple[Column, ...] = (
     ("held-back text likelier, nats a token", _figure("dreams_lift_held", signed)),
     ("memories likelier, nats a token", _figure("dreams_lift_memories", signed)),
     ("answers likelier, nats", _figure("dreams_lift_logp", signed)),
+)
+_BY_SCORE: tuple[Column, ...] = tuple(
+    (f"{what} the best by {score}", _figure(f"dreams_{name}_by_{score}", show))
+    for name, what, show in (
+        ("earned", "accepted of", share),
+        ("lift_held", "held-back text likelier by", signed),
+        ("lift_logp", "answers likelier by", signed),
+    )
+    for score in SCORES
 )
 _FALSEHOODS: tuple[Column, ...] = (
     ("written: say something of a known subject", _figure("dreams_told_written")),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sleeplm.bench.results import SeedRun
+from sleeplm.methods.dreams.config import SCORES
 
 BOOTSTRAP_SAMPLES = 2000
 #: Recall below this counts as this when a half-life is fitted: logarithms know no zero.
@@ -283,6 +284,7 @@ DREAMS = (
     *("unique", "length", "copied", "accepted", "lift_held", "lift_memories", "lift_logp"),
     *("told_written", "false_written", "false_tried", "false_accepted"),
     *("planted_written", "planted_tried", "planted_accepted"),
+    *(f"{name}_by_{score}" for name in ("earned", "lift_held", "lift_logp") for score in SCORES),
 )
 #: Every figure of an arm. The mean of all but costs and starts is compared between arms.
 FIGURES = (

@@ -15,7 +15,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import consolidate, repeat
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.dream import (
     WRITER,
     dream,
@@ -113,6 +113,26 @@ def test_agreement_alone_judges_if_there_is_no_task(tiny, learning):
     assert told["accepted"] == (0, 4) and not none.mask.any()
     np.testing.assert_array_equal(none.told.tokens, free.told.tokens)
     assert told["lift_held"][1] == told["lift_memories"][1] == 4
+
+
+def test_scores_can_be_compared_by_what_their_best_earned_of_the_same_dreams(tiny, learning):
+    model, state = learning
+    config = settings(keep=6, extra=0, compare=2, score="norm", margin=-99.0, worse=99.0)
+    every = jax.jit(whole_round(model, config, reward=by_number))
+    outcome = every(state.variables, contexts(tiny), KEY)
+    tried = outcome.tried.mask.sum()
+    for kind in SCORES:
+        total, count = outcome.metrics[f"earned_by_{kind}"]
+        assert count == 2 < tried and total in (0, 1, 2)
+    # By the score that chose, its best come first, and they are the same two.
+    first = np.asarray(outcome.accepted.told.reward)[:2].sum()
+    assert outcome.metrics["earned_by_norm"][0] == first
+    usual = jax.jit(whole_round(model, settings(keep=6, extra=0, compare=2)))
+    told = usual(state.variables, contexts(tiny), KEY).metrics
+    assert {f"lift_held_by_{kind}" for kind in SCORES} < told.keys()
+    assert "earned_by_norm" not in once(learning, contexts(tiny), light(), reward=always)[1]
+    with pytest.raises(ConfigError, match="dream.compare = 5.*use at most keep"):
+        settings(compare=5).check("dream")
 
 
 def test_a_dream_may_have_to_agree_with_what_its_own_context_held_back_alone(tiny, learning):

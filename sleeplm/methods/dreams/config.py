@@ -32,6 +32,8 @@ class DreamConfig:
       score: ``alignment`` of a dream's gradient with the mean gradient of a reference batch,
         ``norm`` of the gradient, or ``random``: the control that both are held against.
       sketch: numbers that a gradient is projected to before it is compared; 0: the whole of it.
+      compare: if not 0, rounds also say what the so many best by each score earned, of the dreams
+        that were tried: let them be all (``keep``), and all scores are compared on the same dreams.
       chunk: dreams whose gradients stand in memory at once.
       keep: k, dreams kept by score. extra: b, kept at random.
       rank: of a trial's adapters. steps, learning_rate: of a trial (Adam).
@@ -75,6 +77,7 @@ class DreamConfig:
     ngram: int = 4
     score: str = "alignment"
     sketch: int = 0
+    compare: int = 0
     chunk: int = 4
     keep: int = 12
     extra: int = 3
@@ -128,7 +131,7 @@ class DreamConfig:
         nightly = ("rounds", "contexts", "questions", "updates", "rows", "inner")
         for name in (*counts, *nightly, "writer_rank", "writer_epochs"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        for name in ("top_k", "sketch", "keep", "extra", "at_once", "memories", "gate"):
+        for name in ("top_k", "sketch", "compare", "keep", "extra", "at_once", "memories", "gate"):
             checks.integer(f"{field}.{name}", getattr(self, name))
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.require(
@@ -136,6 +139,12 @@ class DreamConfig:
             f"{field}.keep",
             self.keep,
             f"keep + extra ({self.kept}) must be between 1 and dreams ({self.dreams})",
+        )
+        checks.require(
+            self.compare <= self.kept,
+            f"{field}.compare",
+            self.compare,
+            f"only dreams that are tried earn something: use at most keep + extra ({self.kept})",
         )
         checks.require(
             self.ngram <= self.new_tokens,

@@ -30,7 +30,7 @@ from sleeplm.core.types import (
 from sleeplm.memory.cues import Cues, draw
 from sleeplm.memory.levels import label_of
 from sleeplm.methods.adapters import beside
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.rewards import Reward, agreement_reward, question_reward
 from sleeplm.methods.dreams.select import choose, score
 from sleeplm.methods.dreams.trials import attempts
@@ -51,6 +51,8 @@ from sleeplm.models.transformer import Model
 
 #: Where the dream writer's own adapters stand: ``params["writer"]``. No model sees them there.
 WRITER = "writer"
+#: Metrics of rewards that say how much a dream has helped.
+LIFTS = ("lift_held", "lift_logp")
 Round = Callable[[Variables, Mapping[str, Any], Array], tuple[Dreams, Metrics]]
 
 
@@ -140,10 +142,14 @@ def whole_round(
             new_tokens=config.new_tokens, temperature=config.temperature, top_k=config.top_k,
             explore=config.explore, alone=config.alone, ngram=config.ngram,
         )  # fmt: skip
-        scores = score(
-            config.score, objective, variables, drawn.told, score_key, trainable=trainable,
-            reference=batch["reference"], size=config.sketch, chunk=config.chunk,
-        )  # fmt: skip
+
+        def scored(kind: str) -> Array:
+            return score(
+                kind, objective, variables, drawn.told, score_key, trainable=trainable,
+                reference=batch["reference"], size=config.sketch, chunk=config.chunk,
+            )  # fmt: skip
+
+        scores = scored(config.score)
         index, kept = choose(scores, drawn.mask, config.keep, config.extra, choose_key)
         chosen = drawn.take(index)
         one_row_each = jax.tree.map(lambda x: x[:, None], chosen.told)
@@ -166,10 +172,22 @@ def whole_round(
             "trial_last": (jnp.sum(losses[:, -1] * kept), kept.sum()),
             **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
         }
+        for kind in SCORES if config.compare else ():
+            best = _best(scored(kind)[index], kept, config.compare)
+            figures = {"earned": earned, **{n: s for n, (s, _) in told.items() if n in LIFTS}}
+            metrics |= {
+                f"{n}_by_{kind}": (jnp.sum(x * best), best.sum()) for n, x in figures.items()
+            }
         tried = chosen.weighed(kept)
         return jax.lax.stop_gradient(Outcome(accepted, drawn, tried, add_metrics(written, metrics)))
 
     return run
+
+
+def _best(scores: Array, kept: Array, count: int) -> Array:
+    """float32 [k + b], 1 on the ``count`` best of the dreams that were tried."""
+    rank = jnp.argsort(jnp.lexsort((-jnp.nan_to_num(scores), kept == 0)))
+    return ((rank < count) & (kept > 0)).astype(jnp.float32)
 
 
 def reward_of(model: Model, config: DreamConfig) -> Reward:
