@@ -34,6 +34,7 @@ examples:
   sleeplm run experiments/retention.py --workdir runs/mine --resume
   sleeplm report runs/mine
   sleeplm report runs/mine runs/other --out runs/both
+  sleeplm report runs/mine --against wake_only
   sleeplm export runs/mine --out shared/mine
   sleeplm export runs/mine --night 2 --out shared/night
   sleeplm import-memories shared/night --base shared/mine --out shared/other
@@ -109,6 +110,12 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         metavar="DIR",
         help="where it goes (default: the run itself; of several, runs/report-DATE-TIME)",
+    )
+    report.add_argument(
+        "--against",
+        default="",
+        metavar="ARM",
+        help="the arm that others are compared with (default: sleep, or else the first)",
     )
     report.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     _add_export(commands)
@@ -275,7 +282,8 @@ def _report(options: argparse.Namespace) -> int:
     out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
     directory = pathlib.Path(out).expanduser()
     runs = [pathlib.Path(run).expanduser() for run in options.runs]
-    report_runs(runs, directory, defaults=dataclasses.asdict(RetentionConfig()))
+    defaults = dataclasses.asdict(RetentionConfig())
+    report_runs(runs, directory, defaults=defaults, against=options.against)
     print(_summary(directory))
     return 0
 

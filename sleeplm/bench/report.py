@@ -41,7 +41,10 @@ LOST = 0.5
 
 
 def write_report(
-    run_dir: str | os.PathLike[str], results: Mapping[str, Any], source: str = ""
+    run_dir: str | os.PathLike[str],
+    results: Mapping[str, Any],
+    source: str = "",
+    against: str = "",
 ) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md``, ``report.html`` and ``retention.png``.
 
@@ -50,19 +53,20 @@ def write_report(
       results: what an experiment saved as ``results.json``, or :func:`combine` of several; an arm
         may be a list, one entry a seed.
       source: where the results come from, for error messages; ``run_dir`` by default.
+      against: the arm that all others are compared with; ``sleep`` or the first by default.
 
     Returns:
       The content of ``report.json``.
 
     Raises:
-      ConfigError: ``results`` lacks something that the report needs.
+      ConfigError: ``results`` lacks something that the report needs, or the arm ``against``.
     """
     # Imported here: a run should not wait for the drawing library before it begins.
     from sleeplm.bench.figure import draw_retention
 
     directory = pathlib.Path(run_dir)
     source = source or str(directory / RESULTS)
-    report = summarize(results, source)
+    report = summarize(results, source, against)
     try:
         content = blocks(report, PICTURE)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -81,11 +85,13 @@ def report_runs(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     defaults: Mapping[str, Any] | None = None,
+    against: str = "",
 ) -> dict[str, Any]:
     """Writes the report of one or several finished runs into the directory ``out``.
 
     Args:
       defaults: of the settings, for runs from before some of them existed: see :func:`combine`.
+      against: see :func:`write_report`.
 
     Raises:
       ConfigError: a run is named twice, or its results are missing or garbled.
@@ -95,15 +101,15 @@ def report_runs(
     paths = [str(pathlib.Path(run) / RESULTS) for run in runs]
     for one, path in zip(results, paths, strict=True):
         read_arms(one, path)
-    return write_report(out, combine(results, names, defaults), ", ".join(paths))
+    return write_report(out, combine(results, names, defaults), ", ".join(paths), against)
 
 
-def summarize(results: Mapping[str, Any], path: str = RESULTS) -> dict[str, Any]:
+def summarize(results: Mapping[str, Any], path: str = RESULTS, against: str = "") -> dict[str, Any]:
     """The figures of ``report.json``.
 
     Args:
       results: see :func:`write_report`.
-      path: where the results come from, for error messages.
+      path: where the results come from, for error messages. against: see :func:`write_report`.
 
     Returns:
       ``arms.<arm>`` (:func:`summarize_arm`); ``difference.<one>_minus_<other>.<figure>``
@@ -120,7 +126,9 @@ def summarize(results: Mapping[str, Any], path: str = RESULTS) -> dict[str, Any]
         report["runs"] = list(results["runs"])
     arms = {name: summarize_arm(runs) for name, runs in seeds.items()}
     report |= {"arms": arms, "certified": certify(arms)}
-    if gains := differences(seeds):
+    if against and against not in seeds:
+        raise ConfigError("against", against, f"must be one of {', '.join(seeds)}")
+    if gains := differences(seeds, against):
         report["difference"] = gains
     if "sleep" in seeds:
         report["bar"] = bar(arms, gains)
@@ -208,18 +216,23 @@ def certify(arms: Mapping[str, Any]) -> dict[str, Any]:
     return certified
 
 
-def differences(seeds: Mapping[str, Sequence[SeedRun]]) -> dict[str, dict[str, Any]]:
-    """Paired differences of figures: ``sleep`` (or the first arm) minus every other arm.
+def differences(
+    seeds: Mapping[str, Sequence[SeedRun]], against: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Paired differences of figures: one arm minus every other arm.
+
+    It is ``against``; by default ``sleep``, or else the first arm.
 
     Of runs that were put together, ``sleep@RUN`` is also compared with ``ARM@RUN``.
 
     Returns:
       ``<one>_minus_<other>.<figure>``; nothing for arms that have no seed in common.
     """
-    main = "sleep" if "sleep" in seeds else next(iter(seeds))
+    main = against or ("sleep" if "sleep" in seeds else next(iter(seeds)))
     found = {}
     for other in seeds:
-        own = f"sleep@{other.partition('@')[2]}" if "@" in other else main
+        named = "@" in other and not against
+        own = f"sleep@{other.partition('@')[2]}" if named else main
         for one in dict.fromkeys((main, own)):
             pairs = _pairs(seeds, one, other) if one in seeds and one != other else []
             compared = {f.name: compare(f, pairs) for f in FIGURES if f.paired and pairs}

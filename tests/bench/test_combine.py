@@ -161,6 +161,8 @@ def test_the_command_reports_one_run_in_its_place_or_elsewhere(tmp_path, capsys)
     run = save(tmp_path / "a", make_results())
     assert cli.main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
     assert names(tmp_path / "out") == FILES and names(run) == {"results.json"}
+    assert cli.main(["report", str(run), "--against", "nap"]) == 2
+    assert names(run) == {"results.json"} and "against = 'nap'" in capsys.readouterr().err
     assert cli.main(["report", str(run)]) == 0
     assert names(run) == FILES | {"results.json"}
     for name in FILES:

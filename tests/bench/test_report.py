@@ -315,6 +315,17 @@ def test_every_arm_is_compared_with_sleep_or_else_with_the_first():
     assert set(gains) == {"replay_minus_wake_only"}
 
 
+def test_any_arm_can_be_the_one_that_others_are_compared_with():
+    arms = {"sleep": SLEEP, "wake_only": WAKE_ONLY, "other": SLEEP}
+    report = summarize(make_results(**arms), against="wake_only")
+    assert set(report["difference"]) == {"wake_only_minus_sleep", "wake_only_minus_other"}
+    usual = summarize(make_results(**arms))["difference"]["sleep_minus_wake_only"]
+    mine = report["difference"]["wake_only_minus_sleep"]["mean_recall_last"]["mean"]
+    assert mine == pytest.approx(-usual["mean_recall_last"]["mean"])
+    with pytest.raises(ConfigError, match="against = 'nap'.*sleep, wake_only, other"):
+        summarize(make_results(**arms), against="nap")
+
+
 def test_sleep_is_judged_against_the_best_arm_without_raw_text_and_against_replay():
     def arm(by: float, raw_text: bool) -> dict:
         return shifted(SLEEP, by, raw_text=raw_text)
