@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from sleeplm.bench.dream_contexts import check_material, in_formats, plain, rows_of
 from sleeplm.bench.exams import Exam, make_exam
 from sleeplm.bench.material import Material
 from sleeplm.bench.worlds import has_facts
-from sleeplm.core import checks
 from sleeplm.core.types import Metrics, PyTree
-from sleeplm.data.facts import Document, Fact
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth
 from sleeplm.data.formats import marks_of
-from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
 from sleeplm.methods.dreams.write import Contexts, hold_back
@@ -39,23 +35,14 @@ class DreamMaterial:
       bench: a :class:`~sleeplm.bench.lives.Bench`.
 
     Raises:
-      ConfigError: dreams are to be rewarded by questions, and some day has none; or written in a
-        marked format, and no statement of some day fits into a context.
+      ConfigError: see :func:`~sleeplm.bench.dream_contexts.check_material`.
     """
 
     def __init__(self, bench: Any, config: DreamConfig):
         self.config, self.learners, self.materials = config, bench.learners, bench.materials
         self.max_len = bench.config.model.max_len
-        self.published = bool(bench.config.backbone)
-        self.marks = marks_of(self.published)
-        if config.reward == "questions":
-            for material in self.materials:
-                for i, documents in enumerate(material.curriculum.days):
-                    remedy = f"day {i + 1} has no question to hold back: use 'agreement'"
-                    some = any(document.prompt for document in documents)
-                    checks.require(some, "dream.reward", config.reward, remedy)
-        for kind in config.formats:
-            self._require_some(kind)
+        self.marks = marks_of(bool(bench.config.backbone))
+        check_material(self.materials, config, self.marks)
 
     def __call__(self, day: int, number: int) -> PyTree:
         """The batch of a round, with the learners in front.
@@ -79,88 +66,16 @@ class DreamMaterial:
         held_back = set(asked)
         left = [int(i) for i in order if i not in held_back]
         if config.formats == ["free"]:
-            whole = self._rows([material.days[day][i] for i in left[: config.contexts]])
+            whole = rows_of([material.days[day][i] for i in left[: config.contexts]], config)
             batch: PyTree = {"contexts": whole}
             if config.reward == "questions":
-                # Agreement holds the ends of contexts back; that both write from the same, so
-                # do questions.
-                batch["contexts"] = _plain(hold_back(Contexts(**whole), config.hold)[0])
+                # Agreement holds ends back; questions do too, so that both write from the same.
+                batch["contexts"] = plain(hold_back(Contexts(**whole), config.hold)[0])
         else:
-            batch = self._in_formats(e, day, left)
+            batch = in_formats(material, day, left, config, self.marks)
         if config.reward == "questions":
             batch["questions"] = self._questions(e, day, asked)
         return batch
-
-    def _in_formats(self, e: int, day: int, left: list[int]) -> PyTree:
-        """Contexts in the formats in turn, and what is held back: of marked ones another text.
-
-        A marked context is a whole statement, so what its dream is held against is another
-        statement of the same fact: the day's texts have to agree with it.
-        """
-        config = self.config
-        documents, rows = self.materials[e].curriculum.days[day], self.materials[e].days[day]
-        queues = {kind: self._written_from(e, day, left, kind) for kind in config.formats}
-        contexts, against, free = [], [], []
-        for n in range(config.contexts):
-            kind = config.formats[n % len(config.formats)]
-            i, context = next(queues[kind], (None, []))  # empty: fewer texts than contexts
-            contexts.append(context)
-            free.append(not self.marks[kind])
-            if i is None or free[-1]:
-                against.append([] if i is None else rows[i])
-                continue
-            same = (j for j in left if j != i and _tells(documents[j], documents[i].fact))
-            against.append(rows[next(same, i)])
-        given, held = self._rows(contexts), self._rows(against)
-        seen = _plain(hold_back(Contexts(**given), config.hold)[0])
-        seen["tokens"] = np.where(np.asarray(free)[:, None], seen["tokens"], given["tokens"])
-        seen["length"] = np.where(free, seen["length"], given["length"])
-        memory = hold_back(Contexts(**held), config.hold)[1]
-        return {"contexts": seen, "held": jax.tree.map(np.asarray, memory)}
-
-    def _written_from(
-        self, e: int, day: int, left: Sequence[int], kind: str
-    ) -> Iterator[tuple[int, list[int]]]:
-        """The texts that can be written from in a format, with their contexts.
-
-        Free ones go on from any text. Marked ones are whole statements that fit: with examples of
-        implications two of them, that tell two facts of one subject.
-        """
-        material, mark = self.materials[e], self.marks[kind]
-        documents = material.curriculum.days[day]
-        for i in left:
-            document = documents[i]
-            if not mark:
-                yield i, material.days[day][i]
-                continue
-            if document.prompt:
-                continue
-            text = document.text
-            if kind == "implication" and not self.published:
-                others = (j for j in left if _tells_another(documents[j], document.fact))
-                if (j := next(others, None)) is None:
-                    continue
-                text = f"{documents[j].text} {text}"
-            marked = dataclasses.replace(document, text=f"{text} {mark}", answer="")
-            row = token_lists(material.tokenizer, [marked])[0][:-1]
-            if len(row) <= self.config.context_tokens:
-                yield i, row
-
-    def _require_some(self, kind: str) -> None:
-        for e, material in enumerate(self.materials):
-            for day, documents in enumerate(material.curriculum.days):
-                remedy = f"no statement of day {day + 1} fits with its mark ({kind}): use more"
-                some = next(self._written_from(e, day, range(len(documents)), kind), None)
-                room = self.config.context_tokens
-                checks.require(some is not None, "dream.context_tokens", room, remedy)
-
-    def _rows(self, rows: list[list[int]]) -> dict[str, Any]:
-        shape = (self.config.contexts, self.config.context_tokens)
-        tokens, length = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
-        for i, row in enumerate(rows):
-            cut = row[: shape[1]]
-            tokens[i, : len(cut)], length[i] = cut, len(cut)
-        return {"tokens": tokens, "length": length}
 
     def _questions(self, e: int, day: int, asked: list[int]) -> dict[str, np.ndarray]:
         documents = self.materials[e].curriculum.days[day]
@@ -192,18 +107,6 @@ class DreamMaterial:
         shapes = [exam.shape for exams in self.exams for exam in exams]
         _, prompt, answer = (max(sizes) for sizes in zip(*shapes, strict=True))
         return self.config.questions, prompt, answer
-
-
-def _plain(contexts: Contexts) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in contexts._asdict().items()}
-
-
-def _tells(document: Document, fact: Fact) -> bool:
-    return not document.prompt and document.fact == fact
-
-
-def _tells_another(document: Document, fact: Fact) -> bool:
-    return not document.prompt and document.fact.subject == fact.subject and document.fact != fact
 
 
 def _questions_among(documents: Any) -> list[int]:
