@@ -7,6 +7,7 @@ LoRA, and ``sleep``; what the model says before it has read anything is reported
     sleeplm run experiments/squad.py:1 --config.world=passages:eval200.jsonl
     sleeplm run experiments/squad.py:200 --config.world=passages:eval200.jsonl
     sleeplm run experiments/squad.py:1,FOLDER --config.data_dir=DIR
+    sleeplm run experiments/squad.py:1 --config.arms="['dream']" --config.world=passages:FILE
     sleeplm run experiments/squad.py:1 --quick --config.world=passages:eval200.jsonl
 
 ``FOLDER`` is another backbone: a Hugging Face folder (Llama, Qwen3) or a GGUF file. What ends its
@@ -20,6 +21,7 @@ from sleeplm.bench.presets import night
 from sleeplm.bench.retention import DayConfig, RetentionConfig
 from sleeplm.core.errors import ConfigError
 from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.pretrained.grafts import cheap
@@ -53,6 +55,25 @@ def get_config(argument: str = "1") -> RetentionConfig:
         TeacherConfig("dusk", "today", times=2),
         TeacherConfig("origin", "before", weight=2.0, imitate=False, uncued=0.5),
     ]
+    # Dreams, for the arms that have them: five a passage, as SEAL writes self-edits, all tried.
+    dream = DreamConfig(
+        dreams=5 * passages,
+        context_tokens=100,
+        new_tokens=28,
+        contexts=5 * passages,
+        formats=["implication"],
+        alone=True,
+        keep=3 * passages,
+        extra=2 * passages,
+        agree="own",
+        at_once=5,
+        memories=16 if days > 1 else 0,
+        rounds=1,
+        reinforce=False,
+        updates=32,
+        inner=16,
+        rows=4,
+    )
     if days > 1:
         teachers.append(TeacherConfig("dawn", "past", weight=2.0, imitate=False, times=2))
     return RetentionConfig(
@@ -76,6 +97,7 @@ def get_config(argument: str = "1") -> RetentionConfig:
         pretrain=PretrainConfig(length=MAX_LEN),
         day=DayConfig(steps=12, epochs=12.0 if days == 1 else 6.0, batch=4, length=ROW, chunk=4),
         schedule=ScheduleConfig(when="day_end"),
+        dream=dream,
         sleep=night(
             teachers=teachers,
             updates=48 if days == 1 else 96,

@@ -49,6 +49,15 @@ LINES = [
 ]
 
 
+#: One round, whatever it brings.
+DREAM = {
+    **{"dreams": 4, "context_tokens": 64, "new_tokens": 16, "contexts": 4, "keep": 2, "extra": 1},
+    **{"formats": "['implication']", "alone": True, "agree": "own", "margin": -99.0, "rank": 2},
+    **{"steps": 1, "memories": 0, "rounds": 1, "reinforce": False, "gate": 4, "updates": 2},
+    **{"inner": 2, "rows": 2},
+}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A directory with passages and a backbone as others publish them."""
@@ -98,13 +107,14 @@ def lived(place, tiny_encoder):
         "answer_tokens": 16,
         "score_judge": True,
         "sleep.judge_threshold": 0.5,
-        "arms": "['sft_all','sleep']",
+        "arms": "['sft_all','dream']",
         "baselines.sft_learning_rate": 0.03,
         "model.levels[0].night": STEPS,
         "day.steps": STEPS,
         "day.length": LENGTH,
         "pretrain.length": LENGTH,
         "schedule.when": "day_end",
+        **{f"dream.{name}": value for name, value in DREAM.items()},
     }
     arguments = [*SIZES, *(f"--config.{name}={value}" for name, value in settings.items())]
     with pytest.MonkeyPatch.context() as patch:
@@ -130,8 +140,8 @@ def test_what_is_said_is_scored_against_the_passage_that_each_learner_read(lived
     exams = [r for r in read_metrics(lived / "run" / "metrics.jsonl") if r["event"] == "exam"]
     assert {(r["stage"], r["when"]) for r in exams} == {
         ("sft_all", "dusk"),
-        ("sleep", "dusk"),
-        ("sleep", "dawn"),
+        ("dream", "dusk"),
+        ("dream", "dawn"),
     }
     for record in exams:
         assert [len(texts) for texts in record["said"]] == [2, 1]
@@ -148,6 +158,16 @@ def test_what_is_said_is_scored_against_the_passage_that_each_learner_read(lived
                 assert learner[score] == [last[name][score][e]]
                 assert len(learner[f"{score}_start"]) == 1
     assert results["world"]["passages_per_day"] == [1]
+
+
+@pytest.mark.slow
+def test_a_passage_can_be_dreamt_of_on_a_published_backbone(lived):
+    results = json.loads((lived / "run" / "results.json").read_text())
+    for learner in results["arms"]["dream"]:
+        (night,) = learner["dreams"]
+        (told,) = night["rounds"]
+        assert told["unique"] > 0 and told["accepted"] == 1.0 and np.isfinite(told["lift_held"])
+        assert night["absorbed"] + night["undone"] == 1.0
 
 
 @pytest.mark.slow
@@ -169,6 +189,6 @@ def test_the_report_has_scores_after_the_last_night_beside_those_before_life(liv
             assert figures[f"{score}_last"]["mean"] == pytest.approx(np.mean(last))
             assert figures[f"{score}_last"]["interval"] == "over seeds"
             assert figures[f"{score}_start"]["mean"] == pytest.approx(np.mean(start))
-    assert "f1_last" in report["difference"]["sleep_minus_sft_all"]
-    assert "f1_start" not in report["difference"]["sleep_minus_sft_all"]
+    assert "f1_last" in report["difference"]["sft_all_minus_dream"]
+    assert "f1_start" not in report["difference"]["sft_all_minus_dream"]
     assert "Answers as text" in (lived / "run" / "report.md").read_text()
