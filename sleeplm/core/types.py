@@ -135,3 +135,5 @@ class Turns:
 
 
 PLAIN = Turns()  # questions and answers are running text
+#: Where the dream writer's own adapters stand: ``params["writer"]``. No model sees them there.
+WRITER = "writer"

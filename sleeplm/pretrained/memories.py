@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core import checks
-from sleeplm.core.types import Params, PyTree, State
+from sleeplm.core.types import WRITER, Params, PyTree, State
 from sleeplm.memory.anchors import Anchor, pool_of
 from sleeplm.memory.levels import get_level
 from sleeplm.memory.slots import take_slot
@@ -78,7 +78,8 @@ class Memories:
       nights: experts, in the order of the nights.
       parts: nested dicts of numpy arrays, each part only where it is there: ``levels`` (norm and
         MLP of every level that is not the base's, ``mix``), ``anchors`` ({sender: {"start",
-        "dawn", "dawn_slots"}}), ``cues`` and ``counters``.
+        "dawn", "dawn_slots"}}), ``cues``, ``counters``, and ``writer`` (adapters that dreams are
+        written with).
       origin: what was read and how, for people: run, world, arm, learner, settings of the night.
     """
 
@@ -148,6 +149,8 @@ def export_memories(
     }
     if cues:
         parts["cues"] = vars(state.cues)
+    if WRITER in state.params:
+        parts[WRITER] = state.params[WRITER]
     on_host = jax.tree.map(np.asarray, parts)
     return Memories(whole=True, nights=found, parts=on_host, **common)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError, PoolFullError
-from sleeplm.core.types import Params, PyTree, State
+from sleeplm.core.types import WRITER, Params, PyTree, State
 from sleeplm.memory.anchors import Anchor, init_anchor, pool_of
 from sleeplm.memory.cues import Cues
 from sleeplm.memory.levels import get_level, with_levels
@@ -35,7 +35,7 @@ def put_memories(model: Model, state: State, memories: Memories) -> State:
     """The learner with exactly these memories, whatever it remembered before.
 
     Its backbone, its random key and what its optimisers keep between steps stay; parts that the
-    memories do not have stay too.
+    memories do not have stay too. A dream writer is for learners that have one.
 
     Args:
       state: of one learner, made by the ``init`` of one with the same settings.
@@ -48,6 +48,8 @@ def put_memories(model: Model, state: State, memories: Memories) -> State:
     require_levels(model.config, memories)
     params, slots = put_levels(state.params, state.slots, memories)
     parts = memories.parts
+    if WRITER in parts and WRITER in params:
+        params = {**params, WRITER: _like(params[WRITER], parts[WRITER], WRITER)}
     state = state.replace(params=params, slots=slots)
     anchors = dict(state.anchors)
     for sender, kept in parts.get("anchors", {}).items():

@@ -19,11 +19,11 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.report import summarize
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.types import WRITER
 from sleeplm.data.falsehoods import falsehoods
 from sleeplm.data.formats import MARKS, PROMPTS
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import WRITER
 from sleeplm.methods.dreams.stage import TEXTS
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.runtime.lifecycle import Moment, Stopped, StopRequest

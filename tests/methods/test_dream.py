@@ -13,11 +13,11 @@ from sleeplm import testing
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import consolidate, repeat
+from sleeplm.core.types import WRITER
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.dream import (
-    WRITER,
     dream,
     dreams,
     given,

@@ -12,13 +12,12 @@ import pytest
 
 from sleeplm import testing
 from sleeplm.core import tree
-from sleeplm.core.types import Phase
+from sleeplm.core.types import WRITER, Phase
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import put_slot, take_slot
 from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import WRITER
 from sleeplm.methods.dreams.stage import dreaming
 from sleeplm.methods.dreams.write import Contexts, Dreams, whole
 

@@ -13,9 +13,11 @@ import pytest
 
 from sleeplm.core.errors import ConfigError, PoolFullError
 from sleeplm.core.tree import differing
+from sleeplm.core.types import WRITER
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_slot, take_slot
+from sleeplm.methods.dreams.reinforce import with_writer
 from sleeplm.methods.learner import learner
 from sleeplm.pretrained.hf_export import save_backbone
 from sleeplm.pretrained.learner_folder import import_memories, load_learner
@@ -128,6 +130,22 @@ def test_a_level_between_keeps_experts_and_earlier_states_of_its_own(tiny, tmp_p
     found = put_memories(model, other, memories)
     assert differing([found.params, found.slots], [state.params, state.slots]) == []
     assert differing(found.anchors["mid"].dawn, anchor.dawn) == []
+
+
+def test_the_writer_of_dreams_goes_along_to_whoever_has_one(both, tmp_path):
+    model, state, other = both
+    assert "writer" not in export_memories(model, state).parts
+    params = with_writer(state.params, 2, jax.random.key(8))
+    mine = noise(params[WRITER], jax.random.key(9))
+    state = state.replace(params={**params, WRITER: mine})
+    memories = read_memories(folder_of(tmp_path / "m", export_memories(model, state)))
+    assert WRITER not in put_memories(model, other, memories).params
+    theirs = with_writer(other.params, 2, jax.random.key(10))
+    found = put_memories(model, other.replace(params=theirs), memories)
+    assert differing(found.params, state.params) == []
+    wider = other.replace(params=with_writer(other.params, 3, jax.random.key(10)))
+    with pytest.raises(ConfigError, match=r"^writer"):
+        put_memories(model, wider, memories)
 
 
 def test_cues_stay_at_home_where_that_is_asked_for(both):

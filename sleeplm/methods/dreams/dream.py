@@ -16,6 +16,7 @@ import optax
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import add_metrics
 from sleeplm.core.types import (
+    WRITER,
     Array,
     Extract,
     Memory,
@@ -49,8 +50,6 @@ from sleeplm.methods.objectives import language_model
 from sleeplm.models.decode import generate
 from sleeplm.models.transformer import Model
 
-#: Where the dream writer's own adapters stand: ``params["writer"]``. No model sees them there.
-WRITER = "writer"
 #: Metrics of rewards that say how much a dream has helped.
 LIFTS = ("lift_held", "lift_logp")
 Round = Callable[[Variables, Mapping[str, Any], Array], tuple[Dreams, Metrics]]

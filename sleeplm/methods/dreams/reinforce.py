@@ -18,6 +18,7 @@ from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import consolidate
 from sleeplm.core.types import (
+    WRITER,
     Array,
     Memory,
     Metrics,
@@ -30,7 +31,7 @@ from sleeplm.core.types import (
 )
 from sleeplm.methods.adapters import in_adapters, with_adapters
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import WRITER, as_writer, given, no_dreams, round_of
+from sleeplm.methods.dreams.dream import as_writer, given, no_dreams, round_of
 from sleeplm.methods.dreams.write import Dreams
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.transformer import Model

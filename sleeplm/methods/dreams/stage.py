@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core import tree
-from sleeplm.core.types import Array, Memory, Metrics, Params, Phase, PyTree, State
+from sleeplm.core.types import WRITER, Array, Memory, Metrics, Params, Phase, PyTree, State
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import (
@@ -35,7 +35,7 @@ from sleeplm.memory.slots import (
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import WRITER, no_dreams, whole_round
+from sleeplm.methods.dreams.dream import no_dreams, whole_round
 from sleeplm.methods.dreams.gate import judged
 from sleeplm.methods.dreams.reinforce import tutor
 from sleeplm.methods.dreams.write import Dreams
