@@ -13,6 +13,7 @@ from sleeplm.bench.exams import Exam, make_exam
 from sleeplm.bench.material import Material
 from sleeplm.bench.worlds import has_facts
 from sleeplm.core.types import Metrics, PyTree
+from sleeplm.data.curriculum import Curriculum
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth
 from sleeplm.data.formats import marks_of
 from sleeplm.methods.dreams.config import DreamConfig
@@ -117,11 +118,14 @@ def truths_of(bench: Any) -> list[Truth] | None:
     """What each learner's texts say of its facts; None where there are no facts."""
     if not has_facts(bench.config):
         return None
-    lives = [material.curriculum for material in bench.materials]
-    return [
-        Truth([*life.pretrain, *(d for day in life.days for d in day)], life.choices)
-        for life in lives
-    ]
+    return [truth_of(material.curriculum) for material in bench.materials]
+
+
+def truth_of(life: Curriculum) -> Truth:
+    """What texts say of a life's facts; the invented ones of formats' examples are nobody's."""
+    known = set(life.known_cues)
+    before = [document for document in life.pretrain if document.fact.subject in known]
+    return Truth([*before, *(document for day in life.days for document in day)], life.choices)
 
 
 def tell_falsehoods(bench: Any) -> Any:

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from sleeplm.bench.arms import DREAMING, Arm, build_arm, check_dreaming
-from sleeplm.bench.dream_material import FIELDS, DreamMaterial, tell_falsehoods
+from sleeplm.bench.dream_material import FIELDS, DreamMaterial, tell_falsehoods, truth_of
 from sleeplm.bench.dreamings import undone_lines
 from sleeplm.bench.lives import Bench, life_of, newborns
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.report import summarize
+from sleeplm.bench.worlds import world_of
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import WRITER
-from sleeplm.data.falsehoods import falsehoods
+from sleeplm.data.curriculum import from_world
+from sleeplm.data.falsehoods import SILENT, TRUE, falsehoods
 from sleeplm.data.formats import MARKS, PROMPTS
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
@@ -400,6 +402,16 @@ def test_planted_falsehoods_are_counted_among_dreams_and_among_accepted_ones(ben
     assert shares["planted_tried"] == pytest.approx([1 / 3] * 2)
     assert shares["planted_accepted"] == shares["false_accepted"] == [0, 0]
     assert shares["told_accepted"] == [1, 1]
+
+
+def test_an_invented_example_is_not_taken_for_somebody(bench):
+    world = world_of(bench.config)
+    settings = {"statements": 2, "questions": 5, "exam_pretrain": 4}
+    life = from_world(
+        world, rng=np.random.default_rng(0), formats=["question"], format_examples=1, **settings
+    )
+    example, known = life.pretrain[-1], life.pretrain[0]
+    assert truth_of(life)(example.text) == SILENT and truth_of(life)(known.text) == TRUE
 
 
 def test_worlds_without_facts_have_no_falsehoods_to_tell(bench):
