@@ -29,7 +29,7 @@ from sleeplm.pretrained.published import SMOLLM2, find_backbone
 
 DAYS = 10  # of more passages than one
 ROW = 96  # tokens of a piece of a passage
-MAX_LEN = 128  # tokens of a question with its answer
+MAX_LEN = 160  # tokens of a question with its answer, or of a piece that is dreamt of
 #: SEAL's words, without which models that chat answer in whole sentences.
 ASK = "Let's answer a question directly and concisely.\nQuestion: {q}\nAnswer:"
 
@@ -58,8 +58,8 @@ def get_config(argument: str = "1") -> RetentionConfig:
     # Dreams, for the arms that have them: five a passage, as SEAL writes self-edits, all tried.
     dream = DreamConfig(
         dreams=5 * passages,
-        context_tokens=100,
-        new_tokens=28,
+        context_tokens=ROW + 32,  # and what asks for the dream
+        new_tokens=32,
         contexts=5 * passages,
         formats=["implication"],
         alone=True,

@@ -190,7 +190,7 @@ def check_dreaming(config: Any) -> None:
     checks.require(sleep.into == "expert", "sleep.into", sleep.into, remedy)
     remedy = f"context and dream have dream.context_tokens + dream.new_tokens = {dream.width}"
     checks.require(dream.width <= model.max_len, "model.max_len", model.max_len, remedy)
-    marks = marks_of(bool(config.backbone))
+    marks = marks_of(bool(config.backbone), config.chat)
     for kind in dream.formats:
         checks.one_of("dream.formats", kind, tuple(marks))
         remedy = f"the backbone has to have seen {kind!r}: name it in formats too"

@@ -7,7 +7,6 @@ another statement of the same fact: the day's texts have to agree with it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from sleeplm.bench.material import Material
 from sleeplm.core import checks
 from sleeplm.core.types import PyTree
 from sleeplm.data.facts import Document, Fact
-from sleeplm.data.formats import MARKS
+from sleeplm.data.formats import MARKS, TURNS
 from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.write import Contexts, hold_back
@@ -95,7 +94,8 @@ def written_from(
     """The texts that can be written from in a format, with their contexts.
 
     Free ones go on from any text. Marked ones are whole statements that fit; of implications, where
-    a backbone has seen examples, two of them, that tell two facts of one subject.
+    a backbone has seen examples, two of them, that tell two facts of one subject. Backbones that
+    chat are asked in a turn of a conversation.
     """
     documents, pairs = material.curriculum.days[day], kind == "implication" and marks is MARKS
     for i in left:
@@ -111,10 +111,19 @@ def written_from(
             if (j := next(others, None)) is None:
                 continue
             text = f"{documents[j].text} {text}"
-        marked = dataclasses.replace(document, text=f"{text} {marks[kind]}", answer="")
-        row = token_lists(material.tokenizer, [marked])[0][:-1]
+        row = _asking(material.tokenizer, text, marks[kind], marks is TURNS)
         if len(row) <= config.context_tokens:
             yield i, row
+
+
+def _asking(tokenizer: Any, text: str, words: str, chat: bool) -> list[int]:
+    """A text and its mark; in a conversation the turn that asks, up to where the answer begins."""
+    nobody = Fact("", "", "")
+    if not chat:
+        return token_lists(tokenizer, [Document(f"{text} {words}", "", "", nobody)])[0][:-1]
+    asked = f"{words}\n\n{text}"
+    row = token_lists(tokenizer, [Document(asked, asked, "", nobody)])[0]
+    return row[: -1 - len(tokenizer.turns.end)]
 
 
 def rows_of(rows: Sequence[Sequence[int]], config: DreamConfig) -> dict[str, Any]:

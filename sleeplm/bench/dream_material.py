@@ -42,7 +42,7 @@ class DreamMaterial:
     def __init__(self, bench: Any, config: DreamConfig):
         self.config, self.learners, self.materials = config, bench.learners, bench.materials
         self.max_len = bench.config.model.max_len
-        self.marks = marks_of(bool(bench.config.backbone))
+        self.marks = marks_of(bool(bench.config.backbone), bench.config.chat)
         check_material(self.materials, config, self.marks)
 
     def __call__(self, day: int, number: int) -> PyTree:
@@ -50,7 +50,8 @@ class DreamMaterial:
 
         Returns:
           {"contexts": {"tokens" int32 [E, n, C], "length" int32 [E, n]}}; with marked formats
-          "held", the memory that agreement is with, a row for each context; and where questions
+          "held", the memory that agreement is with, a row for each context, and where backbones
+          chat "stop" int32 [E], the token that ends a turn and so a dream; where questions
           reward {"questions": {"prompts" int32 [E, Q, P], "lengths" [E, Q], "answers" [E, Q, A]}}.
         """
         each = [self._of(e, day, number) for e in range(len(self.materials))]
@@ -74,6 +75,8 @@ class DreamMaterial:
                 batch["contexts"] = plain(hold_back(Contexts(**whole), config.hold)[0])
         else:
             batch = in_formats(material, day, left, config, self.marks)
+            if end := material.tokenizer.turns.end:
+                batch["stop"] = np.int32(end[-1])
         if config.reward == "questions":
             batch["questions"] = self._questions(e, day, asked)
         return batch

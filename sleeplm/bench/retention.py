@@ -319,7 +319,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         check_nights(config, steps_of(config, materials))
     for arm in arms.values():
         if arm.dream is not None:
-            check_material(materials, arm.dream, marks_of(bool(config.backbone)))
+            check_material(materials, arm.dream, marks_of(bool(config.backbone), config.chat))
     run.claim()
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")

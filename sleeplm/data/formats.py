@@ -28,20 +28,29 @@ MARKS: Mapping[str, str] = {
     "rewrite": "Reworded:",
     "implication": "Implied:",
 }
-#: The same for published backbones: no examples, but words that ask for it.
+#: The same for published backbones, which have seen no examples: words that ask for it, ...
 PROMPTS: Mapping[str, str] = {
     "free": "",
     "question": "Question:",
     "rewrite": "In other words:",
     "implication": "It follows that",
 }
+#: ... and for those that chat what stands in front of a text, in a turn of the user's.
+TURNS: Mapping[str, str] = {
+    "free": "",
+    "question": "Write one short question that this text answers, and its answer.",
+    "rewrite": "Say this in other words, in one sentence.",
+    "implication": "Write one sentence that follows from this text.",
+}
 TRIES = 20
 NEEDS_DESCRIPTIONS = "no relation has a training statement that begins with '{s} ': leave it out"
 
 
-def marks_of(published: bool) -> Mapping[str, str]:
-    """Format -> mark, for a backbone that is published or one that has read examples."""
-    return PROMPTS if published else MARKS
+def marks_of(published: bool, chat: bool = False) -> Mapping[str, str]:
+    """Format -> its words, for a backbone that has read examples, is published, or chats."""
+    if not published:
+        return MARKS
+    return TURNS if chat else PROMPTS
 
 
 def examples(

@@ -58,7 +58,7 @@ def generate(
     max_new: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
-    eos: int | None = None,
+    eos: Array | int | None = None,
     explore: bool = False,
     keep_hidden: bool = False,
     alike: bool = True,
@@ -72,7 +72,7 @@ def generate(
       max_new: most tokens written per row.
       temperature: 0 is greedy; may be traced.
       top_k: sample among the k likeliest tokens only; 0: all.
-      eos: the stop token; None: the model's own. -1: never stop.
+      eos: the stop token; None: the model's own. -1: never stop. May be traced.
       explore: every router also uses one random open expert, drawn per row (section 6).
       keep_hidden: also return the writer's hidden states, which spares whoever needs its
         distributions a second forward pass.
@@ -179,7 +179,9 @@ class _Written:
     logps: Array
     states: Array | None
 
-    def add(self, step: Array, token: Array, logp: Array, x: Array | None, eos: int) -> _Written:
+    def add(
+        self, step: Array, token: Array, logp: Array, x: Array | None, eos: Array | int
+    ) -> _Written:
         """One more token of every row; x [B, 1, D] are the states they were drawn from."""
 
         def put(whole: Array, column: Array) -> Array:

@@ -20,10 +20,10 @@ from sleeplm.bench.report import summarize
 from sleeplm.bench.worlds import world_of
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.types import WRITER
+from sleeplm.core.types import WRITER, Turns
 from sleeplm.data.curriculum import from_world
 from sleeplm.data.falsehoods import SILENT, TRUE, falsehoods
-from sleeplm.data.formats import MARKS, PROMPTS
+from sleeplm.data.formats import MARKS, PROMPTS, TURNS
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
@@ -292,6 +292,26 @@ def test_an_implication_is_written_from_two_facts_of_one_subject(bench):
                 (a.fact, b.fact) for a in first for b in second if f"{a.text} {b.text}" == told
             }
             assert pair[0] != pair[1] and pair[0].subject == pair[1].subject
+
+
+def test_backbones_that_chat_are_asked_in_a_turn_whose_end_ends_a_dream(bench):
+    dream = dataclasses.replace(DREAM, formats=["rewrite", "free"], context_tokens=90)
+    published = dataclasses.replace(bench.config, backbone="smollm2", chat=True, dream=dream)
+    turns = Turns(before=(7, 8), between=(9, 10, 11), end=(12, 13))
+    materials = [
+        dataclasses.replace(one, tokenizer=dataclasses.replace(one.tokenizer, turns=turns))
+        for one in bench.materials
+    ]
+    chatting = dataclasses.replace(bench, config=published, materials=materials)
+    batch = DreamMaterial(chatting, dream)(0, 0)
+    assert batch["stop"].tolist() == [13, 13]
+    for e, life in enumerate(bench.materials):
+        texts = {document.text for document in life.curriculum.days[0] if not document.prompt}
+        for row in rows_of(batch["contexts"], e)[::2]:
+            assert row[:3] == (life.tokenizer.bos, 7, 8) and row[-3:] == (9, 10, 11)
+            asked, told = life.tokenizer.decode(list(row[3:-3])).split("\n\n")
+            assert asked == TURNS["rewrite"] and told in texts
+    assert "stop" not in DreamMaterial(bench, dataclasses.replace(DREAM, reward="questions"))(0, 0)
 
 
 def test_where_texts_are_too_few_contexts_stay_empty_and_where_none_fits_it_is_said(bench):

@@ -59,6 +59,24 @@ def test_dreams_go_on_from_their_contexts_in_turn_and_only_what_is_new_has_weigh
     assert int(dreams.mask.sum()) > 6
 
 
+def test_a_dream_ends_where_a_turn_does_and_is_learned_as_a_text_that_ends(tiny, dreamer):
+    given = contexts(tiny)
+    free, _ = dreamt(dreamer, given, alone=True)
+    rows = np.asarray(free.told.tokens)
+    stop = next(int(row[3]) for row in rows if not (row[1:4] == tiny.eos).any())
+    cut, _ = dreamt(dreamer, given, alone=True, stop=stop)
+    seen = 0
+    for tokens, weights, before in zip(cut.told.tokens, cut.told.weights, rows, strict=True):
+        told = np.asarray(tokens)[np.asarray(weights) > 0].tolist()
+        if stop not in before[1:] or not told:
+            continue
+        end = before.tolist().index(stop)
+        assert told == [*before[1:end].tolist(), tiny.eos]
+        seen += 1
+    assert seen
+    assert stop in np.asarray(cut.written.tokens)  # as it was written, a turn ends
+
+
 def test_every_dream_depends_on_its_own_key_alone(tiny, dreamer):
     given = contexts(tiny)
     every, _ = dreamt(dreamer, given)

@@ -111,6 +111,7 @@ def whole_round(
     * for agreement ``"today"``, int32: memories are told from cues of the days before; and, if
       nothing shall be held back of the contexts, because other texts are, these: ``"held"``, a
       memory of a row for each context, which gradients are then aligned with too;
+    * ``"stop"``, int32, if something else ends a dream than what ends a text;
     * for questions ``"questions"``, see :class:`~sleeplm.methods.dreams.rewards.Questions`.
 
     With ``config.reward="agreement"`` the reward is also given ``"held"``, what was held back of
@@ -140,6 +141,7 @@ def whole_round(
             model, as_writer(variables), given, jnp.arange(config.dreams), write_key,
             new_tokens=config.new_tokens, temperature=config.temperature, top_k=config.top_k,
             explore=config.explore, alone=config.alone, ngram=config.ngram,
+            stop=batch.get("stop"),
         )  # fmt: skip
 
         def scored(kind: str) -> Array:

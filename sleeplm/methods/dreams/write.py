@@ -127,6 +127,7 @@ def write(
     explore: bool = True,
     alone: bool = False,
     ngram: int = 4,
+    stop: Array | int | None = None,
 ) -> tuple[Dreams, Metrics]:
     """m dreams ~ LM(. | C), while every router uses one random extra expert.
 
@@ -139,6 +140,8 @@ def write(
       new_tokens: most tokens of a dream, its stop token included.
       explore: the random extra expert, drawn for each dream (and level and layer).
       alone: see :class:`Dreams`. ngram: n of the metric ``copied``.
+      stop: the token that ends a dream, where that is not what ends a text: a dream alone is
+        learned with the end of a text in its place. May be traced.
 
     Returns:
       The dreams, and metrics: ``unique``, share of dreams that are not masked; of these ``length``,
@@ -147,13 +150,15 @@ def write(
     prompts, lengths = _prompts(contexts, numbers)
     samples = generate(
         model, variables, prompts, jnp.maximum(lengths, 1), row_keys(key, numbers),
-        max_new=new_tokens, temperature=temperature, top_k=top_k, explore=explore,
+        max_new=new_tokens, temperature=temperature, top_k=top_k, explore=explore, eos=stop,
     )  # fmt: skip
-    written = samples.written
-    words = written & (samples.tokens != model.config.eos)
+    end = model.config.eos if stop is None else stop
+    written, at_end = samples.written, samples.tokens == end
+    words = written & ~at_end
     alive = (lengths > 0) & words.any(1)
     as_written = memory_of(samples.tokens, written, samples.length)
-    told = _alone(samples.tokens, samples.start, samples.length, new_tokens, model.config.bos)
+    tokens = jnp.where(written & at_end, model.config.eos, samples.tokens)
+    told = _alone(tokens, samples.start, samples.length, new_tokens, model.config.bos)
     told = told if alone else as_written
     # A dream that does not count must not make another one a repeat.
     order = jnp.where(alive, numbers, numbers + jnp.max(numbers) + 1)
