@@ -123,6 +123,13 @@ SETTINGS = [
     ),
     (["falsehoods=1.5"], ["falsehoods", "1.5", "between 0 and 1"]),
     (["world=clinc150", "falsehoods=0.1"], ["falsehoods", "0.1", "worlds of facts"]),
+    (["world=clinc150", "exam_facts=2"], ["exam_facts", "2", "worlds of facts", "use 1"]),
+    (["world=clinc150", "formats=['question']"], ["formats", "question", "worlds of facts"]),
+    (["formats=['poem']"], ["formats", "'poem'", "question"]),
+    (["exam_facts=3"], ["exam_facts", "3", "between 1 and 2"]),
+    (["day_questions=-2"], ["day_questions", "-2", "at least -1"]),
+    (["arms=['dream']", "dream.formats=['rewrite']"], ["dream.formats", "seen 'rewrite'"]),
+    (["arms=['dream']", "dream.agree=some"], ["dream.agree", "'some'", "all, own"]),
     # types and names
     (["days=many"], ["days", "'many'", "integer"]),
     (["days=True"], ["days", "True", "integer"]),
