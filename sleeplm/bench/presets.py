@@ -92,7 +92,8 @@ def night(**changes: Any) -> SleepConfig:
 def dreams(**changes: Any) -> DreamConfig:
     """The dreaming of the arms that dream, at about a quarter of the night's cost.
 
-    A guess: nothing of it was searched for.
+    A guess: nothing of it was searched for. What was measured is another one, see
+    ``experiments/retention_dreams.py``.
     """
     settings: dict[str, Any] = {
         "dreams": 32,
