@@ -4,7 +4,7 @@ By day nothing is asked, in exams all is: what a learner lacks is the day's fact
 Before life the backbone has seen, on invented facts, how a text is turned into a question with its
 answer, and into other words. Asleep it consolidates, then writes such texts about the day, tries
 them, and learns those that agree with the rest of the day. Arms: ``sleep``, ``sleep_longer`` (as
-many more updates as dreaming costs), ``dream``, and it with one part left out.
+many more updates as dreaming costs), ``dream``; by name also ``dream`` with one part left out.
 
     sleeplm run experiments/retention_dreams.py
     sleeplm run experiments/retention_dreams.py:biographies --config.arms="['sleep','dream']"

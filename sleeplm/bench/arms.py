@@ -14,9 +14,9 @@ from typing import Any
 from sleeplm.bench import plain_arms as plain
 from sleeplm.bench.arm import Arm
 from sleeplm.bench.costs import longer_updates, replay_updates
+from sleeplm.bench.dream_contexts import style_of
 from sleeplm.bench.sweep import settings_of, varying, with_setting
 from sleeplm.core import checks
-from sleeplm.data.formats import marks_of
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, paper_v2
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.extract import mix, raw_text
@@ -190,14 +190,13 @@ def check_dreaming(config: Any) -> None:
     checks.require(sleep.into == "expert", "sleep.into", sleep.into, remedy)
     remedy = f"context and dream have dream.context_tokens + dream.new_tokens = {dream.width}"
     checks.require(dream.width <= model.max_len, "model.max_len", model.max_len, remedy)
-    marks = marks_of(bool(config.backbone), config.chat)
+    words, some = style_of(config).words, len(dream.formats) > 0
+    checks.require(some, "dream.formats", dream.formats, f"name some of {', '.join(words)}")
     for kind in dream.formats:
-        checks.one_of("dream.formats", kind, tuple(marks))
+        checks.one_of("dream.formats", kind, tuple(words))
         remedy = f"the backbone has to have seen {kind!r}: name it in formats too"
-        shown = bool(config.backbone) or not marks[kind] or kind in config.formats
+        shown = bool(config.backbone) or not words[kind] or kind in config.formats
         checks.require(shown, "dream.formats", dream.formats, remedy)
-    some = len(dream.formats) > 0
-    checks.require(some, "dream.formats", dream.formats, f"name some of {', '.join(marks)}")
     remedy = "a pool that merges has room for one expert a night: use 'night'"
     checks.require(dream.into == "night" or not sleep.merges, "dream.into", dream.into, remedy)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sleeplm.data.atlas import atlas
 from sleeplm.data.biographies import biographies
-from sleeplm.data.facts import Fact, World
+from sleeplm.data.facts import Fact, World, filled
 from sleeplm.methods.judges import names_agree
 from sleeplm.models.encoder import SentenceEncoder, similarity
 from sleeplm.pretrained.minilm import minilm
@@ -81,7 +81,7 @@ def _wordings(world: World, name: str, bare: bool) -> list[str]:
 
 
 def _tell(wording: str, fact: Fact) -> str:
-    return wording.replace("{s}", fact.subject).replace("{v}", fact.value).strip()
+    return filled(wording, fact).strip()
 
 
 def cosines(encoder: SentenceEncoder, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, np.ndarray]:

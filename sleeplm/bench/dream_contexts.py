@@ -7,7 +7,7 @@ another statement of the same fact: the day's texts have to agree with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,19 +17,24 @@ from sleeplm.bench.material import Material
 from sleeplm.core import checks
 from sleeplm.core.types import PyTree
 from sleeplm.data.facts import Document, Fact
-from sleeplm.data.formats import MARKS, TURNS
+from sleeplm.data.formats import ASKED, CHATTING, SHOWN, Style
 from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.write import Contexts, hold_back
 
-Marks = Mapping[str, str]
+
+def style_of(config: Any) -> Style:
+    """How the backbone of a run is asked for formats."""
+    if not config.backbone:
+        return SHOWN
+    return CHATTING if config.chat else ASKED
 
 
-def check_material(materials: Iterable[Material], config: DreamConfig, marks: Marks) -> None:
+def check_material(materials: Iterable[Material], config: DreamConfig, style: Style) -> None:
     """Checks that every day has something to be dreamt of, and rewarded by.
 
     Args:
-      marks: of the formats, see :func:`~sleeplm.data.formats.marks_of`.
+      style: see :func:`style_of`.
 
     Raises:
       ConfigError: dreams are to be rewarded by questions, and some day has none; or written in a
@@ -43,13 +48,13 @@ def check_material(materials: Iterable[Material], config: DreamConfig, marks: Ma
                 checks.require(some, "dream.reward", config.reward, remedy)
             for kind in config.formats:
                 remedy = f"no statement of day {day + 1} fits with its mark ({kind}): use more"
-                found = written_from(material, day, range(len(documents)), kind, config, marks)
+                found = written_from(material, day, range(len(documents)), kind, config, style)
                 room = config.context_tokens
                 checks.require(next(found, None) is not None, "dream.context_tokens", room, remedy)
 
 
 def in_formats(
-    material: Material, day: int, left: Sequence[int], config: DreamConfig, marks: Marks
+    material: Material, day: int, left: Sequence[int], config: DreamConfig, style: Style
 ) -> PyTree:
     """Contexts in the formats in turn, and the memory of what is held back, a row for each.
 
@@ -62,14 +67,14 @@ def in_formats(
     """
     documents, rows = material.curriculum.days[day], material.days[day]
     queues = {
-        kind: written_from(material, day, left, kind, config, marks) for kind in config.formats
+        kind: written_from(material, day, left, kind, config, style) for kind in config.formats
     }
     contexts, against, free = [], [], []
     for n in range(config.contexts):
         kind = config.formats[n % len(config.formats)]
         i, context = next(queues[kind], (None, []))
         contexts.append(context)
-        free.append(not marks[kind])
+        free.append(not style.words[kind])
         if i is None or free[-1]:
             against.append([] if i is None else rows[i])
             continue
@@ -89,7 +94,7 @@ def written_from(
     left: Sequence[int],
     kind: str,
     config: DreamConfig,
-    marks: Marks,
+    style: Style,
 ) -> Iterator[tuple[int, list[int]]]:
     """The texts that can be written from in a format, with their contexts.
 
@@ -97,10 +102,10 @@ def written_from(
     a backbone has seen examples, two of them, that tell two facts of one subject. Backbones that
     chat are asked in a turn of a conversation.
     """
-    documents, pairs = material.curriculum.days[day], kind == "implication" and marks is MARKS
+    documents, pairs = material.curriculum.days[day], kind == "implication" and style.pairs
     for i in left:
         document = documents[i]
-        if not marks[kind]:
+        if not style.words[kind]:
             yield i, material.days[day][i]
             continue
         if document.prompt:
@@ -111,7 +116,7 @@ def written_from(
             if (j := next(others, None)) is None:
                 continue
             text = f"{documents[j].text} {text}"
-        row = _asking(material.tokenizer, text, marks[kind], marks is TURNS)
+        row = _asking(material.tokenizer, text, style.words[kind], style.chat)
         if len(row) <= config.context_tokens:
             yield i, row
 

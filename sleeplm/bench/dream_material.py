@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sleeplm.bench.dream_contexts import check_material, in_formats, plain, rows_of
+from sleeplm.bench.dream_contexts import check_material, in_formats, plain, rows_of, style_of
 from sleeplm.bench.exams import Exam, make_exam
 from sleeplm.bench.material import Material
 from sleeplm.bench.worlds import has_facts
 from sleeplm.core.types import Metrics, PyTree
 from sleeplm.data.curriculum import Curriculum
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth
-from sleeplm.data.formats import marks_of
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
 from sleeplm.methods.dreams.write import Contexts, hold_back
@@ -42,8 +41,8 @@ class DreamMaterial:
     def __init__(self, bench: Any, config: DreamConfig):
         self.config, self.learners, self.materials = config, bench.learners, bench.materials
         self.max_len = bench.config.model.max_len
-        self.marks = marks_of(bool(bench.config.backbone), bench.config.chat)
-        check_material(self.materials, config, self.marks)
+        self.style = style_of(bench.config)
+        check_material(self.materials, config, self.style)
 
     def __call__(self, day: int, number: int) -> PyTree:
         """The batch of a round, with the learners in front.
@@ -74,7 +73,7 @@ class DreamMaterial:
                 # Agreement holds ends back; questions do too, so that both write from the same.
                 batch["contexts"] = plain(hold_back(Contexts(**whole), config.hold)[0])
         else:
-            batch = in_formats(material, day, left, config, self.marks)
+            batch = in_formats(material, day, left, config, self.style)
             if end := material.tokenizer.turns.end:
                 batch["stop"] = np.int32(end[-1])
         if config.reward == "questions":

@@ -63,16 +63,14 @@ def a_round(
         width = sum(question)
         read = dream.questions * width * flops.forward(model, width, logits=False)
         read += dream.questions * question[1] * 2.0 * model.d_model * model.vocab_size
+        costs["rewarded"] = (1 + dream.kept) * read
     else:
         width = sum(memory)
-        read = dream.memories * width * flops.forward(model, width)
-        held = dream.context_tokens * flops.forward(model, dream.context_tokens)
-        # The unchanged learner reads what is held back of each context that was dreamt from.
-        own = dream.agree == "own"
-        costs["rewarded"] = (
-            2 * dream.kept * held if own else (1 + dream.kept) * dream.contexts * held
-        )
-    costs["rewarded"] = costs.get("rewarded", 0.0) + (1 + dream.kept) * read
+        costs["rewarded"] = (1 + dream.kept) * dream.memories * width * flops.forward(model, width)
+        # Of its own context each dream is asked twice: by the unchanged learner, and once tried.
+        every = (1 + dream.kept) * dream.contexts
+        held = (2 * dream.kept if dream.agree == "own" else every) * dream.context_tokens
+        costs["rewarded"] += held * flops.forward(model, dream.context_tokens)
     if dream.reinforce:
         positions = dream.writer_epochs * dream.kept * dream.width
         costs["reinforced"] = positions * adapters(model, dream.width, dream.writer_rank)

@@ -262,17 +262,12 @@ def _dreams(value: Any) -> dict[str, np.ndarray]:
         raise ValueError("must be a list of nights")
     nights = [list(map(_amounts, _object(night).get("rounds", []))) for night in value]
     names = dict.fromkeys(name for rounds in nights for told in rounds for name in told)
-    return {
-        name: np.array(
-            [
-                np.mean(found)
-                if (found := [told[name] for told in rounds if name in told])
-                else np.nan
-                for rounds in nights
-            ]
-        )
-        for name in names
-    }
+
+    def mean(name: str, rounds: list[dict[str, float]]) -> float:
+        found = [told[name] for told in rounds if name in told]
+        return float(np.mean(found)) if found else math.nan
+
+    return {name: np.array([mean(name, rounds) for rounds in nights]) for name in names}
 
 
 def _labels(value: Any, size: int) -> list[str]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm, check_dreaming
 from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.classes import count_labels
-from sleeplm.bench.dream_contexts import check_material
+from sleeplm.bench.dream_contexts import check_material, style_of
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
 from sleeplm.bench.lives import Bench, learners_of, live, steps_of
@@ -35,7 +35,7 @@ from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
-from sleeplm.data.formats import MARKS, marks_of
+from sleeplm.data.formats import MARKS
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
 from sleeplm.methods.config import SleepConfig
@@ -319,7 +319,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         check_nights(config, steps_of(config, materials))
     for arm in arms.values():
         if arm.dream is not None:
-            check_material(materials, arm.dream, marks_of(bool(config.backbone), config.chat))
+            check_material(materials, arm.dream, style_of(config))
     run.claim()
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")

@@ -115,9 +115,12 @@ def from_world(
       ConfigError: a day has no question that needs two facts, or a setting does not suit.
     """
     names = [name for fact in world.facts for name in (fact.subject, fact.value)]
-    amount = (day_statements, day_questions)
     before = told(world, world.pretrain, statements, questions, rng, wear)
-    days = tuple(_day(world, facts, wear, falsehoods, amount, rng) for facts in world.days)
+
+    def day(facts: Sequence[Fact]) -> tuple[Document, ...]:
+        return _day(world, facts, wear, falsehoods, day_statements, day_questions, rng)
+
+    days = tuple(day(facts) for facts in world.days)
     # Last, and with their own generator: all else is the same with formats and without.
     own = rng.spawn(1)[0]
     before += examples(world, world.pretrain, formats, format_examples, names, own)
@@ -171,11 +174,11 @@ def _day(
     facts: Sequence[Fact],
     wear: float,
     share: float,
-    amount: tuple[int, int],
+    statements: int,
+    questions: int,
     rng: np.random.Generator,
 ) -> tuple[Document, ...]:
     """A day's facts in so many statements, a share of them false, questions, and worn ones."""
-    statements, questions = amount
     asked = questions_of(world, facts)
     if questions >= 0:
         asked = _some(asked, questions, rng)

@@ -132,9 +132,13 @@ def statements(world: World, facts: Iterable[Fact], held_out: bool = False) -> l
         relation = _relation(world, fact)
         templates = relation.held_out_statements if held_out else relation.statements
         for template in templates:
-            text = template.replace("{s}", fact.subject).replace("{v}", fact.value)
-            documents.append(Document(text, "", fact.value, fact))
+            documents.append(Document(filled(template, fact), "", fact.value, fact))
     return documents
+
+
+def filled(template: str, fact: Fact) -> str:
+    """A wording with its subject and, where it tells one, its value."""
+    return template.replace("{s}", fact.subject).replace("{v}", fact.value)
 
 
 def questions(world: World, facts: Iterable[Fact]) -> list[Document]:
@@ -192,7 +196,7 @@ def _relation(world: World, fact: Fact) -> Relation:
 
 
 def _question(template: str, fact: Fact) -> Document:
-    prompt = template.replace("{s}", fact.subject)
+    prompt = filled(template, fact)
     return Document(f"{prompt} {fact.value}", prompt, fact.value, fact)
 
 

@@ -14,12 +14,13 @@ take both from the text in front of the mark, and no fact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sleeplm.core import checks
-from sleeplm.data.facts import Document, Fact, World
-from sleeplm.data.two_facts import askable, composed, describable
+from sleeplm.data.facts import Document, Fact, World, filled
+from sleeplm.data.two_facts import askable, composed, describable, drawn
 
 #: Format -> the mark behind its text; ``free`` goes on from a text as it is.
 MARKS: Mapping[str, str] = {
@@ -46,11 +47,21 @@ TRIES = 20
 NEEDS_DESCRIPTIONS = "no relation has a training statement that begins with '{s} ': leave it out"
 
 
-def marks_of(published: bool, chat: bool = False) -> Mapping[str, str]:
-    """Format -> its words, for a backbone that has read examples, is published, or chats."""
-    if not published:
-        return MARKS
-    return TURNS if chat else PROMPTS
+class Style(NamedTuple):
+    """How a backbone is asked for formats.
+
+    Attributes:
+      words: format -> its mark; none for what only goes on.
+      pairs: implications follow from two statements about one subject, and not from one.
+      chat: words stand in front of a text, in a turn of the user's, and not behind it.
+    """
+
+    words: Mapping[str, str]
+    pairs: bool = False
+    chat: bool = False
+
+
+SHOWN, ASKED, CHATTING = Style(MARKS, pairs=True), Style(PROMPTS), Style(TURNS, chat=True)
 
 
 def examples(
@@ -122,8 +133,8 @@ def _question(
     world: World, fact: Fact, inventor: _Inventor, rng: np.random.Generator
 ) -> tuple[str, str]:
     relation = world.relations[fact.relation]
-    question = f"{_filled(_one_of(relation.questions, rng), fact)} {fact.value}"
-    return _filled(_one_of(relation.statements, rng), fact), question
+    question = f"{filled(drawn(relation.questions, rng), fact)} {fact.value}"
+    return filled(drawn(relation.statements, rng), fact), question
 
 
 def _rewrite(
@@ -131,7 +142,7 @@ def _rewrite(
 ) -> tuple[str, str]:
     relation = world.relations[fact.relation]
     first, second = rng.choice(len(relation.statements), 2, replace=False)
-    return _filled(relation.statements[first], fact), _filled(relation.statements[second], fact)
+    return filled(relation.statements[first], fact), filled(relation.statements[second], fact)
 
 
 def _implication(
@@ -142,13 +153,12 @@ def _implication(
     usable = [name for name, found in kinds.items() if found]
     names = [name for name in usable if name != fact.relation] or usable
     checks.require(bool(names), "formats", "implication", NEEDS_DESCRIPTIONS)
-    other = inventor.fact(_one_of(names, rng), fact.subject)
+    other = inventor.fact(drawn(names, rng), fact.subject)
     told = [
-        _filled(_one_of(world.relations[one.relation].statements, rng), one)
-        for one in (fact, other)
+        filled(drawn(world.relations[one.relation].statements, rng), one) for one in (fact, other)
     ]
-    question = _one_of(askable(world.relations[fact.relation]), rng)
-    asked = composed(_one_of(kinds[other.relation], rng), other, question, fact)
+    question = drawn(askable(world.relations[fact.relation]), rng)
+    asked = composed(drawn(kinds[other.relation], rng), other, question, fact)
     return " ".join(told[i] for i in rng.permutation(2)), asked.text
 
 
@@ -157,11 +167,3 @@ _MAKERS: Mapping[str, Callable[..., tuple[str, str]]] = {
     "rewrite": _rewrite,
     "implication": _implication,
 }
-
-
-def _one_of(choices: Sequence[str], rng: np.random.Generator) -> str:
-    return choices[int(rng.integers(len(choices)))]
-
-
-def _filled(template: str, fact: Fact) -> str:
-    return template.replace("{s}", fact.subject).replace("{v}", fact.value)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from sleeplm.data.facts import Document, Fact, Relation, World
 
+T = TypeVar("T")
 SUBJECT = "{s}"
 NAMELESS = "the one that"
 
@@ -71,10 +73,7 @@ def two_fact_exam(world: World, facts: Sequence[Fact]) -> list[Document]:
     documents = []
     for fact, others in partners(world, facts).items():
         rng = np.random.default_rng(list(f"{fact.subject}\0{fact.relation}".encode()))
-        first = others[int(rng.integers(len(others)))]
-        statement = _one_of(describable(world.relations[first.relation], held_out=True), rng)
-        question = _one_of(askable(world.relations[fact.relation], held_out=True), rng)
-        documents.append(composed(statement, first, question, fact))
+        documents.append(_about(world, fact, others, True, rng))
     return documents
 
 
@@ -82,14 +81,21 @@ def two_fact_questions(
     world: World, facts: Sequence[Fact], count: int, rng: np.random.Generator
 ) -> list[Document]:
     """``count`` questions that need two facts about each fact that has one; training wordings."""
-    documents = []
-    for fact, others in partners(world, facts).items():
-        for _ in range(count):
-            first = others[int(rng.integers(len(others)))]
-            statement = _one_of(describable(world.relations[first.relation]), rng)
-            question = _one_of(askable(world.relations[fact.relation]), rng)
-            documents.append(composed(statement, first, question, fact))
-    return documents
+    return [
+        _about(world, fact, others, False, rng)
+        for fact, others in partners(world, facts).items()
+        for _ in range(count)
+    ]
+
+
+def _about(
+    world: World, fact: Fact, others: Sequence[Fact], held_out: bool, rng: np.random.Generator
+) -> Document:
+    first = drawn(others, rng)
+    statement = drawn(describable(world.relations[first.relation], held_out), rng)
+    return composed(
+        statement, first, drawn(askable(world.relations[fact.relation], held_out), rng), fact
+    )
 
 
 def askable(relation: Relation, held_out: bool = False) -> tuple[str, ...]:
@@ -98,5 +104,6 @@ def askable(relation: Relation, held_out: bool = False) -> tuple[str, ...]:
     return tuple(t for t in templates if f"{SUBJECT}:" not in t) or templates
 
 
-def _one_of(templates: Sequence[str], rng: np.random.Generator) -> str:
-    return templates[int(rng.integers(len(templates)))]
+def drawn(choices: Sequence[T], rng: np.random.Generator) -> T:
+    """One of the choices, each with equal chance."""
+    return choices[int(rng.integers(len(choices)))]

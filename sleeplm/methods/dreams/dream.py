@@ -33,7 +33,7 @@ from sleeplm.memory.levels import label_of
 from sleeplm.methods.adapters import beside
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.rewards import Reward, agreement_reward, question_reward
-from sleeplm.methods.dreams.select import choose, score
+from sleeplm.methods.dreams.select import choose, places, score
 from sleeplm.methods.dreams.trials import attempts
 from sleeplm.methods.dreams.write import (
     Contexts,
@@ -174,7 +174,8 @@ def whole_round(
             **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
         }
         for kind in SCORES if config.compare else ():
-            best = _best(scored(kind)[index], kept, config.compare)
+            place = places(scored(kind)[index], kept > 0)
+            best = ((place < config.compare) & (kept > 0)).astype(jnp.float32)
             figures = {"earned": earned, **{n: s for n, (s, _) in told.items() if n in LIFTS}}
             metrics |= {
                 f"{n}_by_{kind}": (jnp.sum(x * best), best.sum()) for n, x in figures.items()
@@ -183,12 +184,6 @@ def whole_round(
         return jax.lax.stop_gradient(Outcome(accepted, drawn, tried, add_metrics(written, metrics)))
 
     return run
-
-
-def _best(scores: Array, kept: Array, count: int) -> Array:
-    """float32 [k + b], 1 on the ``count`` best of the dreams that were tried."""
-    rank = jnp.argsort(jnp.lexsort((-jnp.nan_to_num(scores), kept == 0)))
-    return ((rank < count) & (kept > 0)).astype(jnp.float32)
 
 
 def reward_of(model: Model, config: DreamConfig) -> Reward:

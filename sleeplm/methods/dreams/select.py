@@ -146,6 +146,17 @@ def score(
     )
 
 
+def places(scores: Array, mask: Array) -> Array:
+    """int32 [m], each dream's place by its score, from 0; masked ones come last.
+
+    Args:
+      scores, mask: see :func:`choose`.
+    """
+    lowest = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    ranking, count = jnp.lexsort((-lowest, ~mask)), len(scores)
+    return jnp.zeros((count,), jnp.int32).at[ranking].set(jnp.arange(count))
+
+
 def choose(scores: Array, mask: Array, k: int, b: int, key: Array) -> tuple[Array, Array]:
     """The k best dreams, then b of the others at random, each of these with equal chance.
 
@@ -162,9 +173,7 @@ def choose(scores: Array, mask: Array, k: int, b: int, key: Array) -> tuple[Arra
     count = len(scores)
     if not 1 <= k + b <= count or min(k, b) < 0:
         raise ConfigError("keep + extra", k + b, f"choose between 1 and all {count} dreams")
-    lowest = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    ranking = jnp.lexsort((-lowest, ~mask))
-    rank = jnp.zeros((count,), jnp.int32).at[ranking].set(jnp.arange(count))
+    rank = places(scores, mask)
     best = mask & (rank < k)
     group = jnp.where(best, 0, jnp.where(mask, 1, 2))
     order = jnp.lexsort((jnp.where(best, rank, _uniform(key, count)), group))
