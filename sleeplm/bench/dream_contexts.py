@@ -47,7 +47,10 @@ def check_material(materials: Iterable[Material], config: DreamConfig, style: St
                 some = any(document.prompt for document in documents)
                 checks.require(some, "dream.reward", config.reward, remedy)
             for kind in config.formats:
-                remedy = f"no statement of day {day + 1} fits with its mark ({kind}): use more"
+                pairs = kind == "implication" and style.pairs
+                what = "two statements about one subject" if pairs else "statement"
+                remedy = f"no {what} of day {day + 1} fits with its mark ({kind}): use more"
+                remedy += ", or leave it out of dream.formats" if pairs else ""
                 found = written_from(material, day, range(len(documents)), kind, config, style)
                 room = config.context_tokens
                 checks.require(next(found, None) is not None, "dream.context_tokens", room, remedy)

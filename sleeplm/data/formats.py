@@ -13,7 +13,7 @@ take both from the text in front of the mark, and no fact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,9 @@ TURNS: Mapping[str, str] = {
     "implication": "Write one sentence that follows from this text.",
 }
 TRIES = 20
-NEEDS_DESCRIPTIONS = "no relation has a training statement that begins with '{s} ': leave it out"
+NEEDS_TWO = (
+    "needs two relations, one with a training statement that begins with '{s} ': leave it out"
+)
 
 
 class Style(NamedTuple):
@@ -87,7 +89,8 @@ def examples(
     for kind in formats:
         if not MARKS[kind]:
             continue  # to go on from a text needs no example
-        for fact in (fact for fact in facts for _ in range(count)):
+        told_in = facts if kind != "implication" else _with_others(world, facts)
+        for fact in (fact for fact in told_in for _ in range(count)):
             one = inventor.fact(fact.relation)
             told, made = _MAKERS[kind](world, one, inventor, rng)
             documents.append(Document(f"{told} {MARKS[kind]} {made}", "", one.value, one))
@@ -149,17 +152,29 @@ def _implication(
     world: World, fact: Fact, inventor: _Inventor, rng: np.random.Generator
 ) -> tuple[str, str]:
     """Two facts of a subject, and a question about one that the other tells who is meant."""
-    kinds = {name: describable(world.relations[name]) for name in inventor.values}
-    usable = [name for name, found in kinds.items() if found]
-    names = [name for name in usable if name != fact.relation] or usable
-    checks.require(bool(names), "formats", "implication", NEEDS_DESCRIPTIONS)
+    names = _others(world, inventor.values, fact.relation)
     other = inventor.fact(drawn(names, rng), fact.subject)
     told = [
         filled(drawn(world.relations[one.relation].statements, rng), one) for one in (fact, other)
     ]
     question = drawn(askable(world.relations[fact.relation]), rng)
-    asked = composed(drawn(kinds[other.relation], rng), other, question, fact)
+    asked = composed(
+        drawn(describable(world.relations[other.relation]), rng), other, question, fact
+    )
     return " ".join(told[i] for i in rng.permutation(2)), asked.text
+
+
+def _others(world: World, relations: Iterable[str], relation: str) -> list[str]:
+    """The relations other than this one of which a fact can tell who is meant."""
+    return [n for n in relations if n != relation and describable(world.relations[n])]
+
+
+def _with_others(world: World, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts that another one of their subject could tell of, whose relation there is."""
+    relations = dict.fromkeys(fact.relation for fact in facts)
+    found = [fact for fact in facts if _others(world, relations, fact.relation)]
+    checks.require(bool(found), "formats", "implication", NEEDS_TWO)
+    return found
 
 
 _MAKERS: Mapping[str, Callable[..., tuple[str, str]]] = {

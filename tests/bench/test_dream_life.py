@@ -321,6 +321,9 @@ def test_where_texts_are_too_few_contexts_stay_empty_and_where_none_fits_it_is_s
     short = dataclasses.replace(config, context_tokens=4)
     with pytest.raises(ConfigError, match=r"dream.context_tokens.*day 1 .*\(rewrite\): use more"):
         DreamMaterial(bench, short)
+    pairs = dataclasses.replace(short, formats=["implication"])
+    with pytest.raises(ConfigError, match="no two statements about one subject .* leave it out of"):
+        DreamMaterial(bench, pairs)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ def test_an_implication_follows_from_two_facts_of_a_subject_that_it_does_not_nam
         assert "he one that " in made and made.endswith(f" {fact.value}")
 
 
+def test_an_implication_needs_two_relations():
+    """With one there were two values for it, of which a text would tell both."""
+    world = WORLDS["atlas"]
+    alone = [fact for fact in world.pretrain if fact.relation == "capital"]
+    with pytest.raises(ConfigError, match="formats = 'implication': needs two relations"):
+        examples(world, alone, ["implication"], 1, [], np.random.default_rng(0))
+
+
 def test_to_go_on_from_a_text_needs_no_example():
     world = WORLDS["atlas"]
     assert examples(world, world.pretrain, ["free"], 1, [], np.random.default_rng(0)) == []
