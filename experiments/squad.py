@@ -32,6 +32,16 @@ ROW = 96  # tokens of a piece of a passage
 MAX_LEN = 160  # tokens of a question with its answer, or of a piece that is dreamt of
 #: SEAL's words, without which models that chat answer in whole sentences.
 ASK = "Let's answer a question directly and concisely.\nQuestion: {q}\nAnswer:"
+#: For SmolLM2, which answers these words in sentences, and mostly about something else: it is
+#: asked in running text, behind three answers of the right length about nothing that is read.
+SHOTS = """Question: What is the capital of France?
+Answer: Paris
+Question: In which year did the First World War begin?
+Answer: 1914
+Question: Who wrote Hamlet?
+Answer: William Shakespeare
+Question: {q}
+Answer:"""
 
 
 def get_config(argument: str = "1") -> RetentionConfig:
@@ -42,14 +52,15 @@ def get_config(argument: str = "1") -> RetentionConfig:
         raise ConfigError("config", eos, "must be the id of the token that ends a text")
     found = find_backbone(backbone or SMOLLM2, max_len=MAX_LEN)
     tokenizer = found.read_tokenizer()
-    chat = tokenizer.chat_template is not None
+    small = (backbone or SMOLLM2) == SMOLLM2
+    chat = tokenizer.chat_template is not None and not small
     ends = tokenizer.end_of_text if chat else found.config.eos
     model = cheap(
         dataclasses.replace(found.config, eos=int(eos or ends), scan_layers=True),
         day=12,
         slots=days,
         rank=32,
-        learning_rate=2e-3,
+        learning_rate=5e-4,
     )
     teachers = [
         TeacherConfig("dusk", "today", times=2),
@@ -84,7 +95,7 @@ def get_config(argument: str = "1") -> RetentionConfig:
         statements=1,
         questions=1,
         exam_pretrain=12,
-        ask=ASK,
+        ask=SHOTS if small else ASK,
         answer_tokens=32,
         backbone=backbone or SMOLLM2,
         chat=chat,
