@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.trials import TRIALS
-from sleeplm.cli import OneLineParser
+from sleeplm.arguments import OneLineParser
 from sleeplm.core.errors import SleepError
 
 DESCRIPTION = """\

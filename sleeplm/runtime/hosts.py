@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -101,7 +101,7 @@ def leave(status: int, patience: int = PATIENCE) -> int:
     if alone():
         return status
     try:
-        global_state.client.wait_at_barrier("failed", patience * 1000)
+        _client().wait_at_barrier("failed", patience * 1000)
     except RuntimeError:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -111,12 +111,12 @@ def leave(status: int, patience: int = PATIENCE) -> int:
 
 def _watched() -> Watch:
     """A watch over the other processes, if they can be reached."""
-    client, watch = global_state.client, Watch(_end)
+    client, watch = _client(), Watch(_end)
     try:
         if global_state.process_id == 0:
             client.key_value_set("watch", watch.listen())
         else:
-            host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+            host = str(global_state.coordinator_address).rpartition(":")[0].strip("[]")
             words = client.blocking_key_value_get("watch", PATIENCE * 1000)
             watch.connect(host, words)
     except OSError as error:
@@ -244,6 +244,11 @@ def _largest(values: tuple[int, ...]) -> jax.Array:
 @functools.cache
 def _over_devices(everywhere: NamedSharding):
     return jax.jit(lambda given: given.max(0), out_shardings=everywhere)
+
+
+def _client() -> Any:
+    """What processes tell each other by, beside their devices."""
+    return global_state.client
 
 
 def _who() -> str:
