@@ -93,6 +93,9 @@ class Run:
         self._claimed, self.leads = False, hosts.leads()
         with hosts.fail_together():
             self._look(resume)
+        remedy = "is not the same in every process: give all of them the same settings"
+        alike = hosts.same(configs.digest_of(self.config))
+        checks.require(alike, "config", type(config).__name__, remedy)
 
     def _look(self, resume: bool) -> None:
         saved = self.directory / CONFIG
