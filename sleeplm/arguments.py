@@ -119,8 +119,8 @@ def parser() -> argparse.ArgumentParser:
 def _add_job(run: argparse.ArgumentParser) -> None:
     job = run.add_argument_group(
         "several processes",
-        "The same command in every process of a job, see docs/scale.md: --distributed where the "
-        "cluster says who they are, or else the other three.",
+        "The same command in every process of a job, see docs/scale.md. Where the cluster says\n"
+        "who they are, --distributed is enough; elsewhere give the other three.",
     )
     job.add_argument(
         "--distributed", action="store_true", help="as the cluster says (TPU, Slurm, Open MPI)"
