@@ -32,8 +32,8 @@ from sleeplm.runtime.watch import Watch
 
 #: Exit status of a process that has lost another: start all of them again.
 AGAIN = 42
-#: Seconds without a sign of life after which jax counts a process as lost. One that is dead is noticed
-#: long before (:mod:`sleeplm.runtime.watch`): this is for one that hangs, not for a busy machine.
+#: Seconds without a sign of life after which jax counts a process as lost. One that is dead is
+#: noticed long before (:mod:`sleeplm.runtime.watch`): this is for one that hangs.
 PATIENCE = 100
 LEAVING = 30  # seconds that a process which has failed waits for others that have too
 
@@ -51,9 +51,9 @@ def joined(
     If another one is lost, this one ends with one line on standard error and status
     :data:`AGAIN`: at once where the system of the other says that it is gone
     (:mod:`sleeplm.runtime.watch`), or after 15 seconds in which it does not answer. If a process
-    hangs, jax ends this one after ``patience`` seconds, with lines and a status of its own. Started again, all go on from their
-    last checkpoint. Other errors are raised; see :func:`leave` for what is to be done about them.
-    At the end of the block all processes wait for each other.
+    hangs, jax ends this one after ``patience`` seconds, with lines and a status of its own. Started
+    again, all go on from their last checkpoint. Other errors are raised; see :func:`leave` for what
+    is to be done about them. At the end of the block all processes wait for each other.
 
     Args:
       coordinator: ``host:port`` of the first process. All None: as the cluster says (TPU, Slurm,
