@@ -75,7 +75,7 @@ class Place:
 
     def wait(self, job: list[subprocess.Popen], label: str) -> None:
         """Until a moment with such a label is over, while all processes work."""
-        limit = time.monotonic() + 240
+        limit = time.monotonic() + 480
         while not any(label in line["label"] for line in self.timed()):
             assert time.monotonic() < limit, "the job does not get on"
             assert [process.poll() for process in job] == [None] * len(job), ended(job)
@@ -96,7 +96,7 @@ class Place:
 
 def ended(job: list[subprocess.Popen]) -> list[Ended]:
     try:
-        said = [process.communicate(timeout=240) for process in job]
+        said = [process.communicate(timeout=480) for process in job]
         return [
             Ended(process.returncode, _without_gloo(out), errors)
             for process, (out, errors) in zip(job, said, strict=True)
