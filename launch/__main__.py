@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.trials import TRIALS
-from sleeplm.cli import OneLineParser
+from sleeplm.arguments import OneLineParser
 from sleeplm.core.errors import SleepError
 
 DESCRIPTION = """\
@@ -152,9 +152,11 @@ def _render(options: argparse.Namespace) -> int:
     settings = jobset.JobSets(**values)
     files = jobset.render(options.sweep, settings)
     print(f"{len(files)} manifests: {os.path.join(options.sweep, jobset.FOLDER)}")
-    hosts = settings.slices * settings.check().hosts
+    found = settings.check()
+    hosts = settings.slices * found.hosts
     if hosts > 1:
-        told = f"warning: {hosts} hosts a trial, but a run uses one today: workers will refuse"
+        chips = hosts * found.chips
+        told = f"{hosts} hosts a trial: the sizes of its mesh have to make {chips} devices"
         print(f"launch: {told}", file=sys.stderr)
     return 0
 

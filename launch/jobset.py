@@ -1,6 +1,8 @@
 """The JobSet backend: one Kubernetes manifest a trial, for TPU slices on GKE with Kueue.
 
-Exit statuses 42 (stopped, and saved) and 75 (a worker before it may still be alive) and disruptions
+Exit statuses 42 (stopped, and saved; or another process of the trial is lost), 75 (a worker before
+it may still be alive), of several hosts 134 (jax has ended a process that has lost another, before
+that could do so itself), and disruptions
 (preemption, eviction, maintenance) fail the Job by its backoff limit, upon which the JobSet starts
 all of its pods again; any other status fails the trial for good, because it would fail again.
 """
@@ -26,6 +28,7 @@ from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 
 FOLDER, MOUNT = "jobset", "/sweep"
+ABORTED = 134  # by SIGABRT
 CONTAINER, JOB, PORT = "trial", "slice", 8476
 #: Longest name that DNS allows, in characters.
 LONGEST = 63
@@ -90,6 +93,9 @@ class JobSets:
         if self.slices > 1 and found.hosts == 1:
             remedy = "several slices work together only where each has several hosts (GKE)"
             raise ConfigError("slices", self.slices, remedy)
+        if found.hosts > 1 and is_remote(self.storage):
+            remedy = "several hosts work in one directory: name a PersistentVolumeClaim that is "
+            raise ConfigError("storage", self.storage, f"{remedy}mounted by all (ReadWriteMany)")
         return found
 
 
@@ -161,7 +167,7 @@ def _job(trial: Trial, settings: JobSets, found: Slice, labels: dict[str, str]) 
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "NotIn",
-                        "values": [RESTART, HELD],
+                        "values": [RESTART, HELD, *([ABORTED] if found.hosts > 1 else [])],
                     },
                 },
             ]

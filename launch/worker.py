@@ -3,9 +3,12 @@
     python -m launch.worker --sweep DIR --trial ID
 
 A finished trial is left alone; an interrupted one goes on from its last checkpoint; one that
-another worker has is left to it. Every backend calls this and acts on the exit status: 0 the trial
-is finished, 42 it was asked to stop and has saved (start it again), 75 another worker has it,
-2 a setting or an input has to be mended, anything else is a crash.
+another worker has is left to it. Where a backend starts several processes for a trial, they are
+one job (docs/scale.md), of which the first holds the lease and leaves word of how it ended.
+
+Every backend calls this and acts on the exit status: 0 the trial is finished, 42 it was asked to
+stop and has saved, or one of its processes is lost (start it again, all processes of it), 75
+another worker has it, 2 a setting or an input has to be mended, anything else is a crash.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from typing import Any
 
 RESTART, MEND, CRASH = 42, 2, 1
 SUCCESS, FAILED = "_SUCCESS", "_FAILED"
-#: How many processes work on a trial, where a backend starts more than one.
-PROCESSES = "LAUNCH_PROCESSES"
+#: How many processes work on a trial, where a backend starts more than one; which one this is, from
+#: 0, where the cluster does not say so itself: ``JAX_COORDINATOR_ADDRESS`` is then of the first.
+PROCESSES, PROCESS = "LAUNCH_PROCESSES", "LAUNCH_PROCESS"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,16 +67,47 @@ def _main(options: argparse.Namespace) -> int:
     from launch.limits import limit
     from sleeplm.core.errors import SleepError
 
-    try:
-        limit(options.cores, options.memory)
-        return work(options.sweep, options.trial, options.expiry)
-    except (SleepError, OSError) as error:
-        if options.debug:
-            raise
-        from launch.lease import HELD, LeaseHeld
+    # What has failed is said before the other processes of the trial are waited for.
+    with contextlib.ExitStack() as job:
+        try:
+            limit(options.cores, options.memory)
+            join(job)
+            return work(options.sweep, options.trial, options.expiry)
+        except (SleepError, OSError) as error:
+            if options.debug or _is_loss(error):
+                raise
+            from launch.lease import HELD, LeaseHeld
+            from sleeplm.runtime.hosts import leave
 
-        print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
-        return HELD if isinstance(error, LeaseHeld) else MEND
+            print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+            return leave(HELD if isinstance(error, LeaseHeld) else MEND)
+
+
+def join(job: contextlib.ExitStack) -> None:
+    """Makes this process one of those that work on the trial, if a backend has started several.
+
+    Raises:
+      ConfigError: they cannot be joined, or are not as many.
+    """
+    count = os.environ.get(PROCESSES, "1")
+    if count == "1":
+        return
+    import jax
+
+    from sleeplm.core.errors import ConfigError
+    from sleeplm.runtime.hosts import joined
+
+    number = os.environ.get(PROCESS)
+    if not count.isdecimal() or not (number or "0").isdecimal():
+        raise ConfigError(PROCESSES, count, f"must be a number, and {PROCESS} one from 0")
+    if number is None:
+        job.enter_context(joined())
+    else:
+        first = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+        job.enter_context(joined(first, int(count), int(number)))
+    there = jax.process_count()
+    if there != int(count):
+        raise ConfigError(PROCESSES, count, f"the cluster says that there are {there}")
 
 
 def work(sweep: str, name: str, expiry: float) -> int:
@@ -91,19 +126,19 @@ def work(sweep: str, name: str, expiry: float) -> int:
     """
     from launch.lease import Lease
     from launch.trials import directory_of, find_trial
+    from sleeplm.runtime import hosts
     from sleeplm.runtime.lifecycle import Stopped, StopRequest
 
     trial = find_trial(sweep, name)
     directory = directory_of(sweep, trial)
-    if (directory / SUCCESS).exists():
+    if hosts.largest(int((directory / SUCCESS).exists())):
         _say(f"{trial.id}: finished before")
         return 0
-    refuse_several_processes()
     stop, lease = StopRequest(), Lease(directory, expiry)
     # Slurm sends SIGTERM to all processes of a job, its script passes it on: once is enough.
     with _handling(signal.SIGTERM, signal.SIG_IGN), stop.listening():
-        if not lease.take(lambda: stop.signum is not None):
-            return RESTART
+        if refused := _refused(lease, stop):
+            return refused
         try:
             return _attempt(directory, lambda: _run(trial, directory, stop))
         except Stopped as stopped:
@@ -126,55 +161,87 @@ def _leave(signum: int, frame: Any) -> None:
     sys.exit(RESTART)
 
 
-def refuse_several_processes() -> None:
-    """A run uses one process: several would each compute the same trial, or wait for ever.
+def _refused(lease: Any, stop: Any) -> int:
+    """Takes the lease, which the first process has for all; the exit status without it, or 0.
 
     Raises:
-      ConfigError: this process is one of several.
+      LeaseHeld: another worker runs the trial.
     """
-    from sleeplm.core.errors import ConfigError
+    from launch.lease import HELD, LeaseHeld
+    from sleeplm.core.errors import SleepError
+    from sleeplm.runtime import hosts
 
-    count = os.environ.get(PROCESSES, "1")
-    if count != "1":
-        remedy = "a run uses one process today: render the sweep for slices of one host"
-        raise ConfigError(PROCESSES, count, remedy)
+    if not hosts.leads():
+        refused = hosts.largest(0)
+        if refused in (HELD, MEND):
+            error = LeaseHeld if refused == HELD else SleepError
+            raise error("the first process cannot have the lease of this trial, and says why")
+        return refused
+    try:
+        taken = lease.take(lambda: stop.signum is not None)
+    except Exception as error:
+        hosts.largest(HELD if isinstance(error, LeaseHeld) else MEND)
+        raise
+    return hosts.largest(0 if taken else RESTART)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether another process of the trial is lost, which ends this one in a way of its own."""
+    from sleeplm.runtime import hosts
+
+    return not hosts.alone() and hosts.is_loss(error)
 
 
 def _attempt(directory: Any, run: Callable[[], None]) -> int:
     """Runs, and leaves word in the directory of how it ended."""
     from launch.stores import write_whole
     from sleeplm.core.errors import SleepError
+    from sleeplm.runtime import hosts
     from sleeplm.runtime.lifecycle import Stopped
 
-    if (directory / SUCCESS).exists():
+    def note(name: str, text: str) -> None:
+        if hosts.leads():
+            write_whole(directory / name, f"{text}\n")
+
+    if hosts.largest(int((directory / SUCCESS).exists())):
         return 0
-    (directory / FAILED).unlink(missing_ok=True)
+    if hosts.leads():
+        (directory / FAILED).unlink(missing_ok=True)
     began = time.time()
     try:
         run()
     except Stopped:
         raise
-    except SleepError as error:
-        write_whole(directory / FAILED, f"{' '.join(str(error).split())}\n")
-        raise
     except Exception as error:
-        write_whole(directory / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+        if _is_loss(error):
+            raise
+        words = " ".join(str(error).split())
+        if isinstance(error, SleepError):
+            note(FAILED, words)
+            raise
+        note(FAILED, f"{type(error).__name__}: {words}")
         traceback.print_exc()
-        return CRASH
-    write_whole(directory / SUCCESS, json.dumps({"seconds": time.time() - began}) + "\n")
+        return hosts.leave(CRASH)
+    note(SUCCESS, json.dumps({"seconds": time.time() - began}))
     return 0
 
 
 def _run(trial: Any, directory: Any, stop: Any) -> None:
     from launch.expand import digest_of, load
     from launch.mirror import local_copy
+    from launch.stores import is_remote
     from sleeplm.core.errors import ConfigError
+    from sleeplm.runtime import hosts
     from sleeplm.runtime.run import Run
 
-    config = load(trial)
-    if digest_of(config) != trial.digest:
-        remedy = "has changed since the sweep was expanded: expand it again, into a new directory"
-        raise ConfigError("experiment", trial.experiment, remedy)
+    with hosts.fail_together():
+        config = load(trial)
+        if digest_of(config) != trial.digest:
+            remedy = "has changed since the sweep was expanded: expand it again, to a new directory"
+            raise ConfigError("experiment", trial.experiment, remedy)
+    if not hosts.alone() and is_remote(directory):
+        remedy = "several processes need a file system that all see: --storage a volume claim"
+        raise ConfigError("storage", str(directory), remedy)
     with local_copy(directory) as folder:
         config.run(Run(folder, config, resume=True, stop=stop))
 

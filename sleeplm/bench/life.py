@@ -21,7 +21,7 @@ from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.learner import Learner
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.methods.sleep import Step
-from sleeplm.runtime.learners import ask_each, side_by_side
+from sleeplm.runtime.learners import ask_each, copies, side_by_side
 from sleeplm.runtime.lifecycle import Moment
 
 BEFORE = -1  # the day of what was known before the first
@@ -119,6 +119,10 @@ class Life:
             self._last_questions(self.probe)
         return self._moments
 
+    def _counted(self, state: State) -> dict[str, Array]:
+        names = ("nights", "rolled_back", "skipped")
+        return copies({name: state.counters[name] for name in names}, self.mesh)
+
     def _together(self, step: Step) -> Callable:
         return side_by_side(step, self.mesh)
 
@@ -211,7 +215,7 @@ class Life:
         paper = self.paper(day)
 
         def run(state: State):
-            found = {**self._examine(state, paper), **_counted(state)}
+            found = {**self._examine(state, paper), **self._counted(state)}
             return state, found if self.score is None else self.score(found)
 
         record = {"event": "exam", "when": when, "day": day}
@@ -221,11 +225,6 @@ class Life:
         paper, probe = self.paper(self.days - 1), ask_each(ask, self.mesh)
         record = {"event": "probe"}
         self._add("last questions", record, lambda s: (s, probe(s, paper)), cost=0)
-
-
-def _counted(state: State) -> dict[str, Array]:
-    """Copies: the state's own buffers are donated to the next step."""
-    return {name: jnp.copy(state.counters[name]) for name in ("nights", "rolled_back", "skipped")}
 
 
 def _filed(remember: Step) -> Step:

@@ -139,7 +139,7 @@ def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
             run.say(f"{name}: {line}")
     life = life_of(bench, arm)
     run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
-    if arm.dream is not None:
+    if arm.dream is not None and run.leads:
         lines = read_metrics(run.directory / METRICS)
         for line in undone_lines([line for line in lines if line["stage"] == name]):
             run.say(f"{name}: {line}")

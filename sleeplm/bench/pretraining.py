@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from sleeplm.bench.streams import DayStreams, StackedStreams
 from sleeplm.core import checks
-from sleeplm.core.errors import CheckpointError
+from sleeplm.core.errors import CheckpointError, SleepError
 from sleeplm.core.phase import repeat
 from sleeplm.core.types import Array, Params, State
 from sleeplm.methods.pretrain import newborn, pretrain
@@ -24,9 +24,11 @@ from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import require_same_backbone
 from sleeplm.pretrained.published import find_backbone
+from sleeplm.runtime import hosts
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.learners import born, put_params, side_by_side
 from sleeplm.runtime.lifecycle import Moment
+from sleeplm.runtime.rules import placed_shapes
 from sleeplm.runtime.run import Run, Stage
 
 STAGE = "pretrain"
@@ -79,12 +81,14 @@ def pretrained(
     if learners[0].backbone:
         return put_params(imported(run, model, learners[0].backbone, len(learners)), mesh)
     like = jax.eval_shape(model.init, jax.random.key(0))
+    like = like if mesh is None else placed_shapes(like, mesh)
     stores = [
         pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)
         for one, material in zip(learners, materials, strict=True)
     ]
     # A run that has begun to train goes on with that, whatever is in the cache by now.
-    cached = [None if run.has(STAGE) else _read(store, like, run) for store in stores]
+    begun = run.has(STAGE)
+    cached = [None if begun else _read(store, like, run) for store in stores]
     if all(params is not None for params in cached):
         run.say("pretrained backbones found in the cache")
         return put_params(_stack(cached), mesh)
@@ -144,22 +148,36 @@ def cache_key(model: Model, config: Any, material: Any) -> str:
 
 
 def _read(store: pathlib.Path, like: Params, run: Run) -> Params | None:
-    if not store.exists():
+    if not _is_there(store):
         return None
     try:
         with Checkpoints(store, warn=run.say) as checkpoints:
             return checkpoints.restore(like).learner if checkpoints.steps() else None
     except CheckpointError as error:
         run.say(f"the cached backbone cannot be used, it is trained again: {error}")
-        shutil.rmtree(store, ignore_errors=True)
+        if run.leads:
+            shutil.rmtree(store, ignore_errors=True)
+        hosts.largest(0)  # nobody writes there before it is gone
         return None
 
 
 def _write(store: pathlib.Path, params: Params, run: Run) -> None:
     """Keeps the backbone for other runs; this one goes on if that is not possible."""
     try:
+        with hosts.fail_together():
+            if run.leads:
+                store.mkdir(parents=True, exist_ok=True)
+        if not _is_there(store):
+            raise CheckpointError(f"{store}: is not what the first process has made")
         with Checkpoints(store, keep=1, asynchronous=False) as checkpoints:
             if not checkpoints.steps():
                 checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
-    except (CheckpointError, OSError) as error:
+    except (SleepError, OSError) as error:
+        if hosts.is_loss(error):
+            raise
         run.say(f"the pretrained backbone is not cached: {error}")
+
+
+def _is_there(store: pathlib.Path) -> bool:
+    """Whether all processes see it."""
+    return not hosts.largest(int(not store.exists()))

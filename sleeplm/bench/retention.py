@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,8 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
-from sleeplm.bench.sweep import check_sweep, settings_of
+from sleeplm.bench.spreading import check_mesh, check_processes
+from sleeplm.bench.sweep import check_sweep
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import has_passages
@@ -46,6 +47,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.minilm import minilm_folder
+from sleeplm.runtime import hosts
 from sleeplm.runtime.learners import MeshConfig, ask_each, put, put_params
 from sleeplm.runtime.run import Run
 
@@ -235,28 +237,8 @@ class RetentionConfig:
         check_mesh(self)
 
     def run(self, run: Run) -> dict[str, Any]:
-        """Runs the job in a run directory and returns the report."""
+        """Runs the job in a run directory and returns the report: that of the first process."""
         return _job(self, run)
-
-
-def check_mesh(config: RetentionConfig) -> None:
-    """Checks that learners and rows of every kind can be spread evenly over the mesh.
-
-    Raises:
-      ConfigError: they cannot.
-    """
-    mesh, sleeps = config.mesh, not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms)
-    remedy = f"learners are spread evenly: use a multiple of mesh.replica = {mesh.replica}"
-    settings = len(settings_of(config))
-    checks.require(config.seeds * settings % mesh.replica == 0, "seeds", config.seeds, remedy)
-    mesh.check_rows("day.batch", config.day.batch)
-    if not config.backbone:
-        mesh.check_rows("pretrain.batch", config.pretrain.batch)
-    if sleeps:
-        mesh.check_rows("sleep.rows", config.sleep.rows)
-    if not set(DREAMING).isdisjoint(config.arms):
-        mesh.check_rows("dream.contexts", config.dream.contexts)
-        mesh.check_rows("dream.rows", config.dream.rows)
 
 
 def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
@@ -305,21 +287,24 @@ def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
 
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     began = time.monotonic()
-    if (finished := _finished(run)) is not None:
-        return write_report(run.directory, finished)
+    finished = _finished(run) if run.leads else None
+    if hosts.largest(int(finished is not None)):
+        return _reported(run, lambda: finished or {})
     mesh = config.mesh.make()
+    check_processes(config)
     learners = learners_of(config)
     seeds = learners[: config.seeds]  # each setting has the same again
     times = len(learners) // len(seeds)
-    materials = [prepare(one) for one in seeds] * times
-    papers = [paper_of(c, m) for c, m in zip(learners, materials, strict=True)]
-    paper = stack_exams(papers, config.mesh.rows)
-    arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
-    if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
-        check_nights(config, steps_of(config, materials))
-    for arm in arms.values():
-        if arm.dream is not None:
-            check_material(materials, arm.dream, style_of(config))
+    with hosts.fail_together():
+        materials = [prepare(one) for one in seeds] * times
+        papers = [paper_of(c, m) for c, m in zip(learners, materials, strict=True)]
+        paper = stack_exams(papers, config.mesh.rows)
+        arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
+        if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
+            check_nights(config, steps_of(config, materials))
+        for arm in arms.values():
+            if arm.dream is not None:
+                check_material(materials, arm.dream, style_of(config))
     run.claim()
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
@@ -355,13 +340,23 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     bench = Bench(config, learners, materials, paper, params, start, general, scores, mesh)
     for name, arm in arms.items():
         live(bench, run, name, arm)
-    results = outcomes(bench, run, arms)
-    results["seconds"] = time.monotonic() - began
-    path = run.directory / RESULTS
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1))
-    os.replace(partial, path)
-    return write_report(run.directory, results)
+
+    def written() -> dict[str, Any]:
+        results = outcomes(bench, run, arms)
+        results["seconds"] = time.monotonic() - began
+        path = run.directory / RESULTS
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1))
+        os.replace(partial, path)
+        return results
+
+    return _reported(run, written)
+
+
+def _reported(run: Run, results: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The report, which one process writes; the others wait for it, and have none."""
+    with hosts.fail_together():
+        return write_report(run.directory, results()) if run.leads else {}
 
 
 def _finished(run: Run) -> dict[str, Any] | None:

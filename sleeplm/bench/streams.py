@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from sleeplm.data.streams import day_stream
 
 
 class DayStreams:
-    """Batches of one day after another.
+    """Batches of one day after another: whole ones, the same in every process of a run.
 
     Args:
       days: documents of each day, as lists of tokens.
@@ -31,8 +30,6 @@ class DayStreams:
             batch,
             length,
             seed=self._seed + day,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
         )
         self._day, self._iterator = day, iter(stream)
 

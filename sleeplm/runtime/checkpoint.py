@@ -30,7 +30,7 @@ from orbax.checkpoint import v1 as ocp
 from sleeplm.core.checks import at_least, positive_integer
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.types import PyTree
-from sleeplm.runtime import checksums
+from sleeplm.runtime import checksums, hosts
 
 LEARNER, STREAM, METADATA = "learner", "stream", "metadata"
 # Orbax rewrites this one of its files while it commits; it holds time stamps only.
@@ -217,9 +217,12 @@ class Checkpoints:
                     checksums.seal(path, ignore=UNSEALED)
 
     def _load(self, step: int, like: PyTree, stream: Any) -> Restored:
-        fault = checksums.fault(self._path(step))
-        if fault:
-            raise _Damaged(f"{self._path(step)}: damaged checkpoint ({fault})")
+        # Processes that took different checkpoints would wait for each other.
+        fault = checksums.fault(self._path(step)) if jax.process_index() == 0 else None
+        if hosts.largest(int(fault is not None)):
+            raise _Damaged(
+                f"{self._path(step)}: damaged checkpoint ({fault or 'so the first says'})"
+            )
         document = self._read(step, {METADATA: None})[METADATA]
         _check_same(self._path(step), document["leaves"], _describe(like))
         iterator = _is_iterator(stream)
@@ -236,11 +239,15 @@ class Checkpoints:
         return Restored(step, learner, stream, document["metadata"])
 
     def _read(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+        found, damage = {}, None
         try:
-            return self._orbax.load_checkpointables(step, parts)
+            found = self._orbax.load_checkpointables(step, parts)
         except Exception as error:
-            message = f"{self._path(step)}: damaged checkpoint ({_reason(error)})"
-            raise _Damaged(message) from error
+            damage = error
+        if hosts.largest(int(damage is not None)):
+            reason = _reason(damage) if damage else "another process cannot read it"
+            raise _Damaged(f"{self._path(step)}: damaged checkpoint ({reason})") from damage
+        return found
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, which would otherwise count as the newest to keep."""
@@ -252,6 +259,7 @@ class Checkpoints:
                 target = next(path for n in names if not (path := self.directory / n).exists())
                 self._path(step).rename(target)
         if steps:
+            hosts.largest(0)  # all wait for the first
             self._orbax.reload()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,6 +22,7 @@ from sleeplm.core import checks, layout
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.runtime import parallel
+from sleeplm.runtime.placing import place
 from sleeplm.runtime.rules import (
     AXES,
     REPLICA,
@@ -76,17 +78,21 @@ class MeshConfig:
         checks.require(rows % self.rows == 0, field, rows, remedy)
 
     def make(self) -> Mesh | None:
-        """The mesh, over all devices that there are; None: all sizes are 1.
+        """The mesh, over all devices that there are, of all processes; None: all sizes are 1.
 
         Raises:
-          ConfigError: there are more devices or fewer, or this is one of several processes.
+          ConfigError: there are more devices or fewer; there are other processes, which this one
+            has not joined, or no mesh that they could share.
         """
         processes = jax.process_count()
-        remedy = f"a run is one process; this is one of {processes}: start it without the others"
-        checks.require(processes == 1, "mesh", self.shape, remedy)
-        if not self.shape:
-            return None
+        joined = processes == 1 or jax.distributed.is_initialized()
+        remedy = f"this is one of {processes} processes: start each of them with --distributed"
+        checks.require(joined, "mesh", self.shape, remedy)
         count, there = math.prod(self.shape.values()), jax.device_count()
+        if not self.shape:
+            remedy = f"{processes} processes have {there} devices: choose sizes of that product"
+            checks.require(processes == 1, "mesh", self.shape, remedy)
+            return None
         remedy = f"is {count} devices and there are {there}: choose sizes whose product is {there}"
         checks.require(count == there, "mesh", self.shape, remedy)
         return parallel.mesh(self.shape)
@@ -148,17 +154,25 @@ def born(make: Callable[..., PyTree], mesh: Mesh | None, *arguments: PyTree) -> 
 def put(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Exams and the like on the device, or learners over ``replica`` and the rest everywhere."""
     if mesh is None:
-        return jax.tree.map(jax.numpy.asarray, tree)
+        return jax.tree.map(jnp.asarray, tree)
 
-    def place(x: Any) -> jax.Array:
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(_over(mesh, np.shape(x)[0]))))
+    def put_one(x: Any) -> jax.Array:
+        return place(x, NamedSharding(mesh, PartitionSpec(_over(mesh, np.shape(x)[0]))))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put_one, tree)
 
 
 def put_params(params: PyTree, mesh: Mesh | None) -> PyTree:
     """Parameters of E learners where they lie on the mesh; as they are, if there is none."""
-    return params if mesh is None else jax.device_put(params, shardings(params, mesh, of_learners))
+    if mesh is None:
+        return params
+    return jax.tree.map(place, params, shardings(params, mesh, of_learners))
+
+
+def copies(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Copies of some of a state's arrays, for the host: whole on every device of the mesh."""
+    copied = jax.tree.map(jnp.copy, tree)  # its own buffers are donated to the next step
+    return copied if mesh is None else jax.device_put(copied, NamedSharding(mesh, PartitionSpec()))
 
 
 def whole_lines(state: State, mesh: Mesh) -> list[str]:

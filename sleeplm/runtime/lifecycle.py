@@ -2,7 +2,8 @@
 
 An agenda is a fixed list of moments, each a deterministic function of the state. What has been
 done is one number, the position in it, so that a run that was killed goes on from its last
-checkpoint and ends with the same bits, in the metrics file as in the parameters.
+checkpoint and ends with the same bits, in the metrics file as in the parameters. Of several
+processes all go through the agenda, and save and stop at the same moments.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from sleeplm.core.errors import CheckpointError
 from sleeplm.core.types import Metrics, PyTree
 from sleeplm.runtime.checkpoint import Checkpoints
-from sleeplm.runtime.metrics import MetricsLog, Progress, mean_metrics
+from sleeplm.runtime.hosts import Wishes
+from sleeplm.runtime.metrics import Log, Progress, mean_metrics
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -97,8 +99,8 @@ class Chronicle:
       stop: signals.
     """
 
-    log: MetricsLog
-    timings: MetricsLog
+    log: Log
+    timings: Log
     progress: Progress
     digest: str
     save_seconds: float
@@ -118,7 +120,8 @@ def live(
     """Runs ``agenda[start:]`` and returns the last state.
 
     Metrics are read one moment late, so that the device never waits for the host. A checkpoint
-    is made every ``chronicle.save_seconds``, at the end, and when a signal asks to stop.
+    is made every ``chronicle.save_seconds``, at the end, and when a signal asks to stop. Of several
+    processes any may ask for it, by its clock or its signal: all do it, one moment later.
 
     Args:
       stage: name of this agenda in the metrics file.
@@ -128,7 +131,7 @@ def live(
       Stopped: after a signal, when everything is saved.
     """
     pending: tuple[Moment, Any] | None = None
-    saved = time.monotonic()
+    saved, wishes = time.monotonic(), Wishes()
 
     def flush() -> None:
         nonlocal pending
@@ -159,14 +162,14 @@ def live(
             {"stage": stage, "position": position, "label": moment.label}
             | {"seconds": time.monotonic() - began}
         )
-        if chronicle.stop.signum is not None or (
-            time.monotonic() - saved >= chronicle.save_seconds and position + 1 < len(agenda)
-        ):
+        late = time.monotonic() - saved >= chronicle.save_seconds
+        due, signum = wishes.tell(int(late), chronicle.stop.signum or 0)
+        if signum or (due and position + 1 < len(agenda)):
             save(position + 1)
             saved = time.monotonic()
-        if chronicle.stop.signum is not None:
+        if signum:
             checkpoints.wait()
-            raise Stopped(chronicle.stop.signum)
+            raise Stopped(signum)
     save(len(agenda))
     checkpoints.wait()
     return jax.block_until_ready(state)

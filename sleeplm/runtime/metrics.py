@@ -13,7 +13,7 @@ import pathlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 import jax
 import numpy as np
@@ -64,6 +64,24 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ConfigError("metrics", value, "must be numbers, strings, lists or dicts of them")
+
+
+class Log(Protocol):
+    """Where records go."""
+
+    @property
+    def position(self) -> int: ...
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+
+class NoLog:
+    """Of a process that leaves writing to another: nothing is kept."""
+
+    position = 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        del record
 
 
 class MetricsLog:

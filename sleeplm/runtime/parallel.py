@@ -27,6 +27,7 @@ from sleeplm.core import layout
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
+from sleeplm.runtime import placing
 from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs, activations
 
 Step = Callable[..., Any]
@@ -159,7 +160,8 @@ def jit_step(
     state_specs=state_specs)``, with E keys: each device of ``replica`` then has its own.
 
     Args:
-      step: ``(state, batch, key) -> (state, metrics)``, built with ``axis_name=None``.
+      step: ``(state, batch, key) -> (state, metrics)``, built with ``axis_name=None``. With several
+        processes batches are whole and the same in all, or placed already (:func:`shard`).
       mesh: None for the default device.
       donate: give the memory of the old state to the new one; the caller's old state is then
         gone (and with it the arrays that it was built around).
@@ -316,7 +318,16 @@ class _Compiled:
         )
 
     def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> Any:
-        return self._for(state, batch)(state, batch, key)
+        return self._for(state, batch)(state, self._placed(batch), key)
+
+    def _placed(self, batch: PyTree) -> PyTree:
+        # Of a batch that is on the host, jax would ask one process alone.
+        if jax.process_count() == 1:
+            return batch
+        parts = self._specs(batch, self._axis)
+        return jax.tree.map(
+            lambda x, spec: placing.place(x, NamedSharding(self._mesh, spec)), batch, parts
+        )
 
     def lower(self, state: PyTree, batch: PyTree, key: jax.Array) -> Any:
         return self._for(state, batch).lower(state, batch, key)

@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.models.cache import heads_first
+from sleeplm.runtime import placing
 
 REPLICA, DATA, FSDP, TENSOR = AXES = ("replica", "data", "fsdp", "tensor")
 
@@ -221,8 +222,12 @@ def place(state: PyTree, mesh: Mesh, specs: StateSpecs = state_specs) -> PyTree:
 def born(
     make: Callable[..., PyTree], mesh: Mesh, *args: Any, specs: StateSpecs = state_specs
 ) -> PyTree:
-    """``make(*args)``, made in its place: no device ever holds what is not its own."""
+    """``make(*args)``, made in its place: no device ever holds what is not its own.
+
+    With several processes all give the same arguments.
+    """
     shapes = jax.eval_shape(make, *args)
+    args = placing.everywhere(args, mesh)
     return jax.jit(make, out_shardings=shardings(shapes, mesh, specs))(*args)
 
 

@@ -10,13 +10,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
-import jax
-
+from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
+from sleeplm.runtime import hosts
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import (
     Chronicle,
@@ -26,7 +26,7 @@ from sleeplm.runtime.lifecycle import (
     live,
     require_same,
 )
-from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
+from sleeplm.runtime.metrics import Log, MetricsLog, NoLog, Progress, read_metrics
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
@@ -56,11 +56,17 @@ class Run:
     Nothing is written before the first stage (or :meth:`claim`), so that a configuration which
     turns out not to work leaves nothing behind.
 
+    Several processes go through the stages together, in one directory that all of them see: each
+    saves its pieces of the checkpoints, and the first writes all the rest.
+
     Args:
       directory: made if missing, when it is claimed.
       config: the configuration dataclass; its values are saved beside the results.
       resume: go on where an earlier process stopped (or start, if there was none).
       quiet: show nothing.
+
+    Attributes:
+      leads: whether this is the process that writes.
 
     Raises:
       ConfigError: the directory holds a run already and ``resume`` is off, or it cannot be one.
@@ -84,7 +90,12 @@ class Run:
         self._quiet, self._stop = quiet, stop or StopRequest()
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
-        self._look(resume)
+        self._claimed, self.leads = False, hosts.leads()
+        with hosts.fail_together():
+            self._look(resume)
+        remedy = "is not the same in every process: give all of them the same settings"
+        alike = hosts.same(configs.digest_of(self.config))
+        checks.require(alike, "config", type(config).__name__, remedy)
 
     def _look(self, resume: bool) -> None:
         saved = self.directory / CONFIG
@@ -116,21 +127,27 @@ class Run:
         Raises:
           ConfigError: the directory cannot be made or written.
         """
-        saved = self.directory / CONFIG
-        if saved.exists():
+        if self._claimed:
             return
+        saved = self.directory / CONFIG
+        with hosts.fail_together():
+            if self.leads and not saved.exists():
+                self._write_config(saved)
+        with hosts.fail_together():
+            remedy = "is not what the first process has made: name a directory that all of them see"
+            checks.require(saved.exists(), "workdir", str(self.directory), remedy)
+        self._claimed = True
+
+    def _write_config(self, saved: pathlib.Path) -> None:
+        text = json.dumps({"digest": self.digest, "config": self.config}, indent=1)
+        partial = saved.with_suffix(".partial")
         try:
-            self._write_config(saved)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text + "\n")
+            partial.replace(saved)
         except OSError as error:
             remedy = f"cannot be written ({error.strerror or error}); name another"
             raise ConfigError("workdir", str(self.directory), remedy) from error
-
-    def _write_config(self, saved: pathlib.Path) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"digest": self.digest, "config": self.config}, indent=1)
-        partial = saved.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(saved)
 
     def say(self, text: str) -> None:
         """A line for people, on standard error."""
@@ -139,7 +156,8 @@ class Run:
 
     def has(self, stage: str) -> bool:
         """Whether the stage was begun in this directory."""
-        return any((self.directory / CHECKPOINTS / stage).glob("[0-9]*"))
+        begun = any((self.directory / CHECKPOINTS / stage).glob("[0-9]*"))
+        return bool(hosts.largest(int(begun)))
 
     def seconds(self, stage: str) -> dict[str, float]:
         """Seconds that the stage's moments took, over all processes that worked on it."""
@@ -155,8 +173,8 @@ class Run:
           Stopped: after a signal, with everything saved.
           ConfigError: another process is at work in the directory.
         """
-        if self._stop.signum is not None:
-            raise Stopped(self._stop.signum)
+        if signum := hosts.largest(self._stop.signum or 0):
+            raise Stopped(signum)
         self.claim()
         self._visited.add(stage.name)
         state, start = stage.newborn(), 0
@@ -198,28 +216,36 @@ class Run:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Holds the directory's lock, which the system releases however a process ends."""
-        with (self.directory / LOCK).open("w") as file:
-            try:
-                if jax.process_index() == 0:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                remedy = "another process is at work in it: wait for it, or name another"
-                raise ConfigError("workdir", str(self.directory), remedy) from error
+        with contextlib.ExitStack() as held:
+            with hosts.fail_together():
+                if self.leads:
+                    self._lock(held.enter_context((self.directory / LOCK).open("w")))
             yield
 
+    def _lock(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "another process is at work in it: wait for it, or name another"
+            raise ConfigError("workdir", str(self.directory), remedy) from error
+
     @contextlib.contextmanager
-    def _logs(self) -> Iterator[tuple[MetricsLog, MetricsLog]]:
+    def _logs(self) -> Iterator[tuple[Log, Log]]:
         """Metrics and timings, cut back to what the state that goes on has seen."""
-        reached = self._reached
-        with (
-            MetricsLog(self.directory / METRICS, reached[0]) as log,
-            MetricsLog(self.directory / TIMINGS, reached[1]) as timings,
-        ):
-            yield log, timings
+        with contextlib.ExitStack() as opened:
+            logs: list[Log] = [NoLog(), NoLog()]
+            with hosts.fail_together():
+                if self.leads:
+                    places = zip((METRICS, TIMINGS), self._reached, strict=True)
+                    logs = [
+                        opened.enter_context(MetricsLog(self.directory / name, position))
+                        for name, position in places
+                    ]
+            yield logs[0], logs[1]
 
     def _forget_later(self) -> None:
         """A stage that is (re)done makes checkpoints of later ones worthless."""
         root = self.directory / CHECKPOINTS
-        for path in root.iterdir() if root.exists() else ():
+        for path in root.iterdir() if self.leads and root.exists() else ():
             if path.is_dir() and path.name not in self._visited:
                 shutil.rmtree(path)

@@ -19,6 +19,7 @@ from sleeplm.bench.arms import ARMS, DREAMING, build_arm
 from sleeplm.bench.exams import BLOCK, stack_exams
 from sleeplm.bench.lives import Bench, life_of, newborns
 from sleeplm.bench.retention import RetentionConfig
+from sleeplm.bench.spreading import check_processes
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.methods.dreams.config import DreamConfig
@@ -253,11 +254,25 @@ def test_a_mesh_that_there_is_not_is_one_line_and_leaves_nothing_behind(
     assert not place.exists()
 
 
-def test_one_of_several_processes_is_refused(monkeypatch):
+def test_one_of_several_processes_that_has_not_joined_them_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for mesh in (MeshConfig(), MeshConfig(data=4)):
-        with pytest.raises(ConfigError, match="a run is one process; this is one of 2"):
+        with pytest.raises(ConfigError, match="one of 2 processes: .* with --distributed"):
             mesh.make()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="mesh = {}: 2 processes have 4 devices: choose sizes"):
+        MeshConfig().make()
+    assert MeshConfig(data=4).make().size == 4
+
+
+def test_a_judge_that_reads_text_is_refused_by_several_processes(brief, monkeypatch):
+    config = brief.config()
+    judged = dataclasses.replace(config, sleep=dataclasses.replace(config.sleep, judge="minilm"))
+    check_processes(judged)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    check_processes(config)
+    with pytest.raises(ConfigError, match="sleep.judge = 'minilm': .* one process only"):
+        check_processes(judged)
 
 
 def test_the_mesh_is_no_part_of_what_a_run_is(tmp_path):

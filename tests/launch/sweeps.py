@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 
-import jax.numpy as jnp
+import numpy as np
 
 from launch.axes import fixed, product, sweep, vmap, zipit
 from sleeplm.core.checks import at_least
@@ -59,7 +59,7 @@ class Job:
         bytearray(self.megabytes << 20)
         if self.seconds:
             moments = [Moment(f"nap {i}", {}, nap) for i in range(round(self.seconds / NAP))]
-            run.stage(Stage("naps", lambda: {"naps": jnp.zeros(())}, moments, None))
+            run.stage(Stage("naps", lambda: {"naps": np.zeros(())}, moments, None))
         if self.fail == "config":
             raise ConfigError("fail", self.fail, "as it was told")
         if self.fail:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launch.__main__ import main
-from launch.jobset import JobSets, as_yaml, manifest, render, submit
+from launch.jobset import ABORTED, JobSets, as_yaml, manifest, render, submit
 from launch.lease import HELD
 from launch.tpus import TPUS, find_slice
 from launch.trials import Trial
@@ -27,10 +27,11 @@ DATA = pathlib.Path(os.environ.get("SLEEPLM_TEST_DATA", HERE.parents[2] / "share
 CRD = DATA / "jobset_crd" / "jobset.x-k8s.io_jobsets.yaml.gz"
 TRIAL = Trial("t0123456789", "experiments/retention.py", False, {"seed": 1}, "digest")
 COMMON = {"image": "registry.example/sleeplm:1", "storage": "gs://bucket/sweeps/lr"}
+SHARED = COMMON | {"storage": "sweeps"}
 KINDS = {
     "v5e": JobSets(**COMMON, tpu="v5e", queue="research"),
-    "v5p": JobSets(**COMMON, tpu="v5p", topology="2x2x2", slices=2, name="big", queue="research"),
-    "v6e": JobSets(**COMMON | {"storage": "sweeps"}, tpu="v6e", topology="4x4", spot=True),
+    "v5p": JobSets(**SHARED, tpu="v5p", topology="2x2x2", slices=2, name="big", queue="research"),
+    "v6e": JobSets(**SHARED, tpu="v6e", topology="4x4", spot=True),
     "tpu7x": JobSets(**COMMON, tpu="tpu7x", service_account="runner", namespace="team"),
 }
 
@@ -105,7 +106,8 @@ def test_only_being_stopped_or_disrupted_starts_a_trial_again(kind):
     assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert other["action"] == "FailJob"
     assert other["onExitCodes"]["operator"] == "NotIn"
-    assert other["onExitCodes"]["values"] == [RESTART, HELD]
+    several = kind in ("v5p", "v6e")
+    assert other["onExitCodes"]["values"] == [RESTART, HELD, *([ABORTED] if several else [])]
     (rule,) = manifest(TRIAL, KINDS[kind])["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
@@ -158,11 +160,12 @@ def test_a_slice_has_hosts_and_chips(tpu, topology, host_chips, hosts, chips):
         ({"name": "My_Sweep"}, "name = 'My_Sweep'"),
         ({"name": "1st"}, "name = '1st'"),
         ({"name": "x" * 40}, "DNS allows 63"),
-        ({"name": "x" * 20, "topology": "4x4"}, "DNS allows 63"),
+        ({"name": "x" * 20, "topology": "4x4", "storage": "sweeps"}, "DNS allows 63"),
         ({"queue": "a b"}, "queue = 'a b'"),
         ({"namespace": "-x"}, "namespace = '-x'"),
         ({"storage": "my claim"}, "storage = 'my claim'"),
         ({"storage": "Claim"}, "storage = 'Claim'"),
+        ({"topology": "4x4"}, "storage = 'gs://.*: several hosts work in one directory"),
         ({"image": "image\nx: y"}, "image = "),
         ({"image": ""}, "image = ''"),
     ],
@@ -223,7 +226,8 @@ def test_a_setting_that_cannot_work_leaves_nothing_behind(a_sweep):
     assert not (a_sweep.folder / "jobset").exists()
 
 
-def test_rendering_several_hosts_says_that_a_run_uses_one(a_sweep, capsys):
-    arguments = [*ARGUMENTS, "--tpu", "v6e", "--topology", "4x4"]
+def test_rendering_several_hosts_says_what_a_trial_has_to_be_spread_over(a_sweep, capsys):
+    arguments = [*ARGUMENTS[:3], "sweeps", "--tpu", "v6e", "--topology", "4x4"]
     assert main(["render", "jobset", str(a_sweep.expand("seeds")), *arguments]) == 0
-    assert "4 hosts a trial, but a run uses one today" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "launch: 4 hosts a trial: the sizes of its mesh have to make 16 devices\n"

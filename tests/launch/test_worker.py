@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import signal
+import socket
 import time
 
 import pytest
@@ -68,10 +69,23 @@ def test_an_experiment_that_has_changed_since_the_expansion_is_refused(a_sweep):
     assert not (a_sweep.trial() / "config.json").exists()
 
 
-def test_one_of_several_processes_refuses_to_pretend(a_sweep, monkeypatch, capsys):
-    monkeypatch.setenv("LAUNCH_PROCESSES", "4")
+@pytest.mark.parametrize(
+    ("count", "number", "words"),
+    [
+        ("2", "2", "process = 2: "),
+        ("two", "0", "LAUNCH_PROCESSES = 'two': must be a number"),
+        ("2", "0", "coordinator = '': must be HOST:PORT"),
+    ],
+)
+def test_a_job_of_processes_that_cannot_be_is_one_line(
+    a_sweep, monkeypatch, capsys, count, number, words
+):
+    monkeypatch.setenv("LAUNCH_PROCESSES", count)
+    monkeypatch.setenv("LAUNCH_PROCESS", number)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "h:1" if number == "2" else "")
     assert run(a_sweep.expand("seeds")) == MEND
-    assert "a run uses one process today" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("launch: ") and words in line
     assert not a_sweep.trial().exists()
 
 
@@ -181,6 +195,46 @@ def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep,
     ends = [sweep.trial() / "metrics.jsonl" for sweep in (whole, broken)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     assert figures(whole) == figures(broken)
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_trial_are_one_job(a_sweep):
+    a_sweep.expand(seconds=6.0)
+
+    def start():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            first = f"127.0.0.1:{free.getsockname()[1]}"
+        shared = {"LAUNCH_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": first}
+        return [a_sweep.worker(LAUNCH_PROCESS=str(i), **shared) for i in range(2)]
+
+    def end(workers):
+        said = [worker.communicate(timeout=100)[1] for worker in workers]
+        return [worker.returncode for worker in workers], said
+
+    workers = start()
+    wait_for(workers[0], a_sweep, 5)
+    workers[1].send_signal(signal.SIGTERM)
+    statuses, said = end(workers)
+    assert statuses == [RESTART, RESTART], said
+    assert all("stopped by SIGTERM; saved" in text for text in said)
+    assert read_lease(a_sweep.trial()) is None
+    done = moments(a_sweep)
+    assert 5 < done < 60
+
+    workers = start()
+    wait_for(workers[0], a_sweep, done + 1)
+    workers[1].kill()
+    statuses, said = end(workers)
+    assert statuses == [RESTART, -signal.SIGKILL], said
+    assert "another process is lost" in said[0]
+    assert not (a_sweep.trial() / "_FAILED").exists()
+
+    statuses, said = end(start())
+    assert statuses == [0, 0], said
+    assert "going on from" in said[0] and "going on from" not in said[1]
+    assert (a_sweep.trial() / "_SUCCESS").exists()
+    assert moments(a_sweep) == 60
 
 
 def figures(sweep):
