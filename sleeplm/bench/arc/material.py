@@ -76,7 +76,8 @@ def prepare(task: GridTask, sizes: Sizes) -> Prepared | None:
     used = int(np.sum(ends <= widest))
     if not used:
         return None
-    width = next(w for w in sizes.widths if ends[used - 1] <= w)
+    needed = max(ends[used - 1], 1 + max(lengths))  # a row of one turned demonstration, too
+    width = next(w for w in sizes.widths if needed <= w)
     room = int(np.sum(1 + np.cumsum(np.sort(lengths)[::-1]) <= width))
     before = [BOS, *_joined(pair_tokens(pair) for pair in pairs[:used])]
     context = np.zeros((1, width), np.int32)
