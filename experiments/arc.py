@@ -54,7 +54,7 @@ def get_config() -> ArcConfig:
             extra=3,
             score_rows=1,
             rank=8,
-            steps=16,
+            steps=12,
             batch=1,
             at_once=5,
             reward="questions",

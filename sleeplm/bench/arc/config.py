@@ -65,8 +65,8 @@ class ArcConfig:
     edit: str = "rotate flip transpose recolour reorder on_outputs rate1 steps2"
     tests: int = 5
     rates: list[float] = dataclasses.field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
-    paces: list[int] = dataclasses.field(default_factory=lambda: [4, 8, 16])
-    rows: int = 16
+    paces: list[int] = dataclasses.field(default_factory=lambda: [3, 6, 12])
+    rows: int = 12
     writer_rows: int = 32
     widths: list[int] = dataclasses.field(default_factory=lambda: [200, 336])
     tasks: GridTaskConfig = dataclasses.field(default_factory=GridTaskConfig)

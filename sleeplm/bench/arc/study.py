@@ -58,7 +58,7 @@ class _Material:
 
 
 def job(config: ArcConfig, run: Run) -> dict[str, Any]:
-    """Runs the study and writes ``results.json`` and ``report.md``.
+    """Runs the study; ``results.json`` and ``report.md`` are written after every seed.
 
     Every arm of every seed is a stage: it can be stopped at any of its moments and goes on from
     its last save.
@@ -70,11 +70,13 @@ def job(config: ArcConfig, run: Run) -> dict[str, Any]:
     model = Model(config.model)
     params = backbone(config, model, run)
     make = _Stages(config, model, params, tasks)
+    results: dict[str, Any] = {}
     for seed in range(config.seeds):
         for arm in config.arms:
             if arm != "icl" or seed == 0:  # nothing in it is drawn
                 run.stage(make.stage(arm, seed))
-    return write_results(run.directory, config, tasks.left_out)
+        results = write_results(run.directory, config, tasks.left_out)
+    return results
 
 
 def read(config: ArcConfig) -> Tasks:
