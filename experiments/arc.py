@@ -58,7 +58,7 @@ def get_config() -> ArcConfig:
             batch=1,
             at_once=5,
             reward="questions",
-            margin=0.5,
+            margin=2.0,
             rounds=1,
             writer_epochs=16,
             writer_learning_rate=1e-2,

