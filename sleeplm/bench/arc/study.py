@@ -90,7 +90,8 @@ def read(config: ArcConfig) -> Tasks:
         "train": list(read_tasks(config.train, "train", config.train_tasks)),
         "evaluation": list(read_tasks(config.evaluation, "evaluation", config.evaluation_tasks)),
         "held_out": [
-            make_task(HELD_OUT_SEED, number, HELD_OUT) for number in range(config.held_out)
+            make_task(HELD_OUT_SEED, number, (HELD_OUT[number % len(HELD_OUT)],))
+            for number in range(config.held_out)
         ],
     }
     ready = {name: [prepare(task, sizes) for task in group] for name, group in found.items()}
