@@ -18,7 +18,7 @@ from sleeplm.bench.streams import DayStreams, StackedStreams
 from sleeplm.core import checks
 from sleeplm.core.errors import CheckpointError, SleepError
 from sleeplm.core.phase import repeat
-from sleeplm.core.types import Array, Params, State
+from sleeplm.core.types import Array, Extract, Params, State
 from sleeplm.methods.pretrain import newborn, pretrain
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
@@ -64,6 +64,8 @@ def pretrained(
     learners: Sequence[Any],
     materials: Sequence[Any],
     mesh: Mesh | None = None,
+    *,
+    extract: Extract | None = None,
 ) -> Params:
     """Parameters of the learners' backbones: from the cache, or trained now and put there.
 
@@ -74,6 +76,8 @@ def pretrained(
         (:class:`~sleeplm.methods.pretrain.PretrainConfig`), ``seed`` and ``cache``.
       materials: each has ``pretrain``, the documents as lists of tokens.
       mesh: that training is spread over, and that the parameters shall lie on; None: one device.
+      extract: which tokens are learned; None: all of them. The same documents have to have the same
+        one: the cache does not tell.
 
     Returns:
       The parameters with the E learners in front of every array.
@@ -92,7 +96,7 @@ def pretrained(
     if all(params is not None for params in cached):
         run.say("pretrained backbones found in the cache")
         return put_params(_stack(cached), mesh)
-    trained = _train(run, model, learners, materials, mesh)
+    trained = _train(run, model, learners, materials, mesh, extract)
     for e, store in enumerate(stores):
         _write(store, jax.tree.map(lambda x, e=e: x[e], trained), run)
     return trained
@@ -108,9 +112,10 @@ def _train(
     learners: Sequence[Any],
     materials: Sequence[Any],
     mesh: Mesh | None,
+    extract: Extract | None,
 ) -> Params:
     settings = learners[0].pretrain
-    phase = pretrain(model, settings)
+    phase = pretrain(model, settings, extract)
     stream = StackedStreams(
         [
             DayStreams([material.pretrain], settings.batch, settings.length, one.seed)

@@ -10,7 +10,7 @@ import optax
 
 from sleeplm.core import checks
 from sleeplm.core.phase import chain, consolidate, tick
-from sleeplm.core.types import Array, Params, Phase, State
+from sleeplm.core.types import Array, Extract, Params, Phase, State
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.transformer import Model
@@ -48,8 +48,12 @@ class PretrainConfig:
         checks.divides(f"{field}.chunk", self.chunk, self.steps, f"{field}.steps")
 
 
-def pretrain(model: Model, config: PretrainConfig) -> Phase:
-    """One step on a batch {"tokens", "segments"}; every parameter moves."""
+def pretrain(model: Model, config: PretrainConfig, extract: Extract | None = None) -> Phase:
+    """One step on a batch {"tokens", "segments"}; every parameter moves.
+
+    Args:
+      extract: which tokens are learned; None: all of them.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         config.learning_rate,
@@ -61,7 +65,8 @@ def pretrain(model: Model, config: PretrainConfig) -> Phase:
         optax.clip_by_global_norm(config.clip),
         optax.adamw(schedule, b2=0.95, weight_decay=config.weight_decay),
     )
-    return chain(consolidate(wake_batch(), language_model(model), update), tick("step"))
+    learn = consolidate(extract or wake_batch(), language_model(model), update)
+    return chain(learn, tick("step"))
 
 
 def newborn(model: Model, phase: Phase, params: Params, key: Array) -> State:

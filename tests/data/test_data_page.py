@@ -10,6 +10,9 @@ import pytest
 from sleeplm.bench.worlds import SQUAD_PASSAGES
 from sleeplm.data.factfile import LEAST_QUESTIONS, LEAST_STATEMENTS, read_facts
 from sleeplm.data.facts import subjects
+from sleeplm.data.grid_tasks import HELD_OUT, TAUGHT
+from sleeplm.data.gridfiles import read_tasks
+from sleeplm.data.grids import GridTokenizer, pair_tokens
 from sleeplm.data.labelfiles import read_labels
 from sleeplm.data.labels import MAX_WORDS, MOST_CUES, QUESTION
 from sleeplm.data.passages import read_passages
@@ -32,7 +35,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_page_shows_a_file_of_every_kind():
     facts, labels = {"people.jsonl", "wordings.jsonl"}, {"train.csv", "test.csv"}
-    assert set(FILES) == facts | labels | {"towns.jsonl"}
+    assert set(FILES) == facts | labels | {"towns.jsonl", "tasks.jsonl"}
 
 
 def test_the_facts_can_be_read_with_and_without_wordings(here):
@@ -57,6 +60,13 @@ def test_the_passages_can_be_read(here):
     assert first.questions[0].answers == ("in winter", "winter")
 
 
+def test_the_grid_tasks_can_be_read_and_become_the_tokens_that_are_shown(here):
+    (task,) = read_tasks("tasks.jsonl", "train")
+    assert task.name == "swap" and len(task.demonstrations) == 2
+    words = GridTokenizer().decode(pair_tokens(task.demonstrations[0]))
+    assert f"`{words} <eos>`" in PAGE
+
+
 def test_the_code_runs(here, capsys):
     exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {})
     assert capsys.readouterr().out.startswith("[36, 18] ")
@@ -75,4 +85,5 @@ def test_the_numbers_of_the_page_are_those_of_the_code():
     assert f"At most {MOST_CUES} cues of a day" in text
     assert CUE_WORDS == 4 and "the first four words of each piece" in text
     assert f"{SQUAD_PASSAGES} passages" in text
+    assert f"of {len(TAUGHT)} families of rules; {len(HELD_OUT)} more are never taught" in text
     assert f"`TEXT {QUESTION} LABEL`" in text

@@ -27,6 +27,7 @@ from sleeplm.methods.dreams.dream import (
 )
 from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
+from sleeplm.methods.dreams.trials import Lesson
 from sleeplm.methods.dreams.write import memory_of
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
@@ -201,6 +202,41 @@ def test_trials_a_few_at_once_give_the_same_round(tiny, learning):
     want = once(learning, contexts(tiny), light(), reward=by_number)
     got = once(learning, contexts(tiny), light(at_once=2), reward=by_number)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+def test_what_dreams_are_learned_as_may_be_rows_that_they_say(tiny, learning):
+    """Two rows for every dream; those that say nothing are masked, dreams stay as written."""
+    model, state = learning
+    seen = []
+
+    def expand(told, batch, keys):
+        jax.debug.callback(lambda count: seen.append(int(count)), keys.shape[0])
+        fit = told.tokens[:, 1] % 2 == 0
+        rows = jnp.broadcast_to(batch["text"], (len(fit), 2, 6))
+        lesson = memory_of(rows[0], rows[0] > 0, jnp.full(2, 6))
+        lesson = jax.tree.map(lambda x: jnp.stack([x] * len(fit)), lesson)
+        pace = jnp.where(fit, 1.0, 0.0)[:, None] * jnp.ones(2)
+        return Lesson(lesson, pace), fit
+
+    config = dataclasses.replace(light(alone=True), keep=4, batch=1)
+    batch = {**contexts(tiny), "text": jnp.arange(3, 9)}
+    run = jax.jit(whole_round(model, config, reward=always, expand=expand))
+    outcome = run(state.variables, batch, KEY)
+    usual = jax.jit(whole_round(model, config, reward=always))(state.variables, batch, KEY)
+    assert seen == [config.dreams]
+    said = outcome.written.told.tokens
+    assert np.array_equal(said, usual.written.told.tokens)
+    fit = np.asarray(said[:, 1] % 2 == 0)
+    assert 0 < fit.sum() < len(fit)
+    assert np.array_equal(outcome.written.mask, fit & np.asarray(usual.written.mask))
+    total, count = outcome.metrics["fit"]
+    assert (int(total), int(count)) == (fit.sum(), config.dreams)
+    # All learn the same text here: the losses of trials begin alike, and not at those of dreams.
+    first, many = outcome.metrics["trial_first"]
+    loss, weight, _ = language_model(model)(
+        state.variables, memory_of(batch["text"][None], jnp.arange(6)[None] > 0, jnp.array([6]))
+    )
+    np.testing.assert_allclose(first / many, loss / weight, rtol=1e-3)
 
 
 def test_the_writer_writes_and_the_plain_learner_is_tried(tiny, learning):

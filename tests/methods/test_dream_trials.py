@@ -12,7 +12,7 @@ import pytest
 
 from sleeplm.core import tree
 from sleeplm.methods.adapters import ADAPTERS, adapted, beside, with_adapters
-from sleeplm.methods.dreams.trials import attempt, attempts, begin
+from sleeplm.methods.dreams.trials import Lesson, attempt, attempts, begin
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
 
@@ -101,6 +101,48 @@ def test_a_trial_without_weight_adds_nothing(tried):
     assert not losses.any()
     named = jax.tree_util.tree_leaves_with_path(trials.adapters)
     assert all(not x.any() for path, x in named if path[-1].key == "b")
+
+
+def test_a_trial_goes_at_the_pace_of_its_lesson(tried):
+    """The pace multiplies updates, and where it is 0 nothing moves any more."""
+    _, _, memory = tried
+    first = jnp.tile(jnp.array([1.0, 1.0, 0.0, 0.0]), (TRIALS, 1))
+    short, _ = run(tried, Lesson(memory, first))
+    model, variables, _ = tried
+    two = attempts(language_model(model, chunk=8), UPDATE, rank=RANK, steps=2)
+    want, _ = jax.jit(two)(variables, memory, KEYS)
+    assert_close(short.adapters, want.adapters)
+    slow = attempts(language_model(model, chunk=8), optax.adam(0.01), rank=RANK, steps=STEPS)
+    half, _ = run(tried, Lesson(memory, jnp.full((TRIALS, STEPS), 0.5)))
+    want, _ = jax.jit(slow)(variables, memory, KEYS)
+    assert_close(half.adapters, want.adapters)
+
+
+def test_rows_take_turns_where_a_step_has_fewer(tried):
+    """Two rows at a time of three: rows 0 1, 2 0, 1 2, 0 1; held to steps in Python."""
+    model, variables, texts = tried
+    memory = jax.tree.map(lambda x: jnp.stack([x[:3, 0]] * TRIALS), texts)
+    got, losses = run(tried, memory, batch=2)
+    adapters = begin(variables["params"], UPDATE, RANK, KEYS[1]).adapters
+    moments = UPDATE.init(adapters)
+
+    @jax.jit
+    def loss_fn(adapters, rows):
+        total, weight, _ = language_model(model, chunk=8)(beside(variables, adapters), rows)
+        return total / weight
+
+    for step in range(STEPS):
+        turn = jnp.array([2 * step % 3, (2 * step + 1) % 3])
+        rows = jax.tree.map(lambda x, turn=turn: x[1, turn], memory)
+        loss, grads = jax.value_and_grad(loss_fn)(adapters, rows)
+        np.testing.assert_allclose(losses[1, step], loss, rtol=1e-3)
+        updates, moments = UPDATE.update(grads, moments, adapters)
+        adapters = optax.apply_updates(adapters, updates)
+    assert_close(jax.tree.map(lambda x: x[1], got.adapters), adapters)
+
+
+def assert_close(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), got, want)
 
 
 def test_the_keys_decide_how_adapters_begin(tried):

@@ -34,9 +34,12 @@ class DreamConfig:
       sketch: numbers that a gradient is projected to before it is compared; 0: the whole of it.
       compare: if not 0, rounds also say what the so many best by each score earned, of the dreams
         that were tried: let them be all (``keep``), and all scores are compared on the same dreams.
+      score_rows: rows of a dream that its gradient is taken of, where it is learned as several; 0:
+        all of them.
       chunk: dreams whose gradients stand in memory at once.
       keep: k, dreams kept by score. extra: b, kept at random.
-      rank: of a trial's adapters. steps, learning_rate: of a trial (Adam).
+      rank: of a trial's adapters. steps, learning_rate: of a trial (Adam). batch: rows of a step,
+        where a dream is learned as several; 0: all of them.
       at_once: trials that are made as one batch; 0: all.
       reward: ``agreement`` with oneself, for want of a task (no tau): the held-back parts of the
         contexts become likelier and memories not unlikelier; ``questions`` (tau): held-back
@@ -78,12 +81,14 @@ class DreamConfig:
     score: str = "alignment"
     sketch: int = 0
     compare: int = 0
+    score_rows: int = 0
     chunk: int = 4
     keep: int = 12
     extra: int = 3
     rank: int = 8
     steps: int = 8
     learning_rate: float = 1e-3
+    batch: int = 0
     at_once: int = 0
     reward: str = "agreement"
     measure: str = "logp"
@@ -131,7 +136,18 @@ class DreamConfig:
         nightly = ("rounds", "contexts", "questions", "updates", "rows", "inner")
         for name in (*counts, *nightly, "writer_rank", "writer_epochs"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        for name in ("top_k", "sketch", "compare", "keep", "extra", "at_once", "memories", "gate"):
+        for name in (
+            "top_k",
+            "sketch",
+            "compare",
+            "keep",
+            "extra",
+            "at_once",
+            "memories",
+            "gate",
+            "score_rows",
+            "batch",
+        ):
             checks.integer(f"{field}.{name}", getattr(self, name))
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.require(

@@ -34,7 +34,7 @@ from sleeplm.methods.adapters import beside
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.rewards import Reward, agreement_reward, question_reward
 from sleeplm.methods.dreams.select import choose, places, score
-from sleeplm.methods.dreams.trials import attempts
+from sleeplm.methods.dreams.trials import Lesson, attempts
 from sleeplm.methods.dreams.write import (
     Contexts,
     Dreams,
@@ -42,6 +42,7 @@ from sleeplm.methods.dreams.write import (
     hold_back,
     in_turn,
     memory_of,
+    only,
     whole,
     write,
 )
@@ -53,6 +54,9 @@ from sleeplm.models.transformer import Model
 #: Metrics of rewards that say how much a dream has helped.
 LIFTS = ("lift_held", "lift_logp")
 Round = Callable[[Variables, Mapping[str, Any], Array], tuple[Dreams, Metrics]]
+#: ``(dreams as they are told [m, L], batch, keys [m]) -> (lessons, bool [m])``: what the trials of
+#: dreams learn, with m in front, and which dreams can be learned at all.
+Expand = Callable[[Memory, Mapping[str, Any], Array], tuple[Lesson, Array]]
 
 
 class Outcome(NamedTuple):
@@ -98,6 +102,7 @@ def whole_round(
     objective: Objective | None = None,
     update: optax.GradientTransformation | None = None,
     trainable: Callable[[tuple], bool] = in_bases,
+    expand: Expand | None = None,
 ) -> Callable[[Variables, Mapping[str, Any], Array], Outcome]:
     """One round: ``(variables, batch, key) -> Outcome``.
 
@@ -122,6 +127,9 @@ def whole_round(
       objective: L_SFT, of gradients and trials; None: the language-model loss.
       update: of a trial's adapters; None: Adam.
       trainable: predicate on key paths: what dreams' gradients are taken of.
+      expand: what is learned of a dream, if that is not the dream itself, one row of it: gradients
+        and trials are of these rows, those that cannot be learned are masked, and what a writer is
+        reinforced on stays the dream.
 
     Raises:
       ConfigError: a setting that cannot work.
@@ -131,11 +139,12 @@ def whole_round(
     reward = reward or reward_of(model, config)
     tries = attempts(
         objective, update or optax.adam(config.learning_rate),
-        rank=config.rank, steps=config.steps, at_once=config.at_once,
+        rank=config.rank, steps=config.steps, at_once=config.at_once, batch=config.batch,
     )  # fmt: skip
 
     def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> Outcome:
         write_key, score_key, choose_key, try_key, recall_key = jax.random.split(key, 5)
+        expand_key = jax.random.fold_in(key, 5)
         given, batch = _prepared(model, config, variables, batch, recall_key)
         drawn, written = write(
             model, as_writer(variables), given, jnp.arange(config.dreams), write_key,
@@ -143,18 +152,27 @@ def whole_round(
             explore=config.explore, alone=config.alone, ngram=config.ngram,
             stop=batch.get("stop"),
         )  # fmt: skip
+        lessons = Lesson(jax.tree.map(lambda x: x[:, None], drawn.told))
+        if expand is not None:
+            keys = row_keys(expand_key, jnp.arange(config.dreams))
+            lessons, fit = expand(drawn.told, batch, keys)
+            drawn = drawn.only(fit)
+            lessons = lessons._replace(rows=only(lessons.rows, drawn.mask))
+            written["fit"] = (jnp.sum(fit * 1.0), jnp.float32(config.dreams))
+
+        graded = jax.tree.map(lambda x: x[:, : config.score_rows or None], lessons.rows)
 
         def scored(kind: str) -> Array:
             return score(
-                kind, objective, variables, drawn.told, score_key, trainable=trainable,
+                kind, objective, variables, graded, score_key, trainable=trainable,
                 reference=batch["reference"], size=config.sketch, chunk=config.chunk,
             )  # fmt: skip
 
         scores = scored(config.score)
         index, kept = choose(scores, drawn.mask, config.keep, config.extra, choose_key)
         chosen = drawn.take(index)
-        one_row_each = jax.tree.map(lambda x: x[:, None], chosen.told)
-        trials, losses = tries(variables, one_row_each, row_keys(try_key, index))
+        learned = jax.tree.map(lambda x: x[index], lessons)
+        trials, losses = tries(variables, learned, row_keys(try_key, index))
 
         def earnings(trial: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
             adapters, row = trial

@@ -34,7 +34,8 @@ def example_gradients(
     """The gradient of every row's mean loss, g = grad L_SFT(dream, theta), or what is made of it.
 
     Args:
-      memory: m rows; the gradient of a row without weight is 0.
+      memory: m rows [m, L], or groups of rows [m, B, L] whose mean loss is taken as one; the
+        gradient of what has no weight is 0.
       trainable: predicate on key paths: what gradients are taken of.
       reduce: applied to each gradient, a tree in the shape of the parameters with None at all
         others; with it no more than ``chunk`` gradients of P numbers ever stand in memory.
@@ -55,8 +56,9 @@ def example_gradients(
 
 
 def row_loss(objective: Objective, variables: Variables, row: Memory) -> Array:
-    """Mean loss over the tokens of one row (a memory without its batch dimension)."""
-    loss, weight, _ = objective(variables, jax.tree.map(lambda x: x[None], row))
+    """Mean loss over the tokens of one row (a memory without its batch dimension), or of some."""
+    rows = jax.tree.map(lambda x: x[None], row) if row.tokens.ndim == 1 else row
+    loss, weight, _ = objective(variables, rows)
     return loss / jnp.maximum(weight, 1e-8)
 
 

@@ -16,6 +16,19 @@ from sleeplm.core.types import Array, Memory, Objective, Params, PyTree, Variabl
 from sleeplm.methods.adapters import beside, fresh_adapters
 
 
+class Lesson(NamedTuple):
+    """What a trial learns, and how.
+
+    Attributes:
+      rows: a memory [B, L].
+      pace: float32 [steps], what the update of every step is multiplied by; after the last that is
+        not 0 a trial stays as it is. None: 1 throughout.
+    """
+
+    rows: Memory
+    pace: Array | None = None
+
+
 class Trial(NamedTuple):
     """All that a trial has of its own: {"a", "b"} beside every matrix, and their moments."""
 
@@ -30,32 +43,48 @@ def begin(params: Params, update: optax.GradientTransformation, rank: int, key: 
 
 
 def attempt(
-    objective: Objective, update: optax.GradientTransformation, *, rank: int, steps: int
-) -> Callable[[Variables, Memory, Array], tuple[Trial, Array]]:
+    objective: Objective,
+    update: optax.GradientTransformation,
+    *,
+    rank: int,
+    steps: int,
+    batch: int = 0,
+) -> Callable[[Variables, Memory | Lesson, Array], tuple[Trial, Array]]:
     """One isolated copy that is fine-tuned: theta' = SFT(theta, dream), with LoRA.
 
     Args:
       objective: runs on variables with adapters :func:`~sleeplm.methods.adapters.beside` them.
-      update: over the adapters. rank: R. steps: taken on the same rows.
+      update: over the adapters. rank: R.
+      steps: taken. batch: rows of a step, which take turns; 0: all of them at every step.
 
     Returns:
-      ``(variables, memory [B, L], key) -> (trial, losses float32 [steps])``, losses before each
-      step, in nats per token. The key draws the adapters. A memory without weight moves nothing.
+      ``(variables, memory [B, L] or a Lesson, key) -> (trial, losses float32 [steps])``, losses
+      before each step, in nats per token. The key draws the adapters. A memory without weight
+      moves nothing.
     """
     update = optax.with_extra_args_support(update)
 
-    def run(variables: Variables, memory: Memory, key: Array) -> tuple[Trial, Array]:
-        def loss_fn(adapters: PyTree) -> Array:
-            loss, weight, _ = objective(beside(variables, adapters), memory)
+    def run(variables: Variables, given: Memory | Lesson, key: Array) -> tuple[Trial, Array]:
+        memory, pace = given if isinstance(given, Lesson) else Lesson(given)
+        count = len(memory.source)
+
+        def loss_fn(adapters: PyTree, rows: Memory) -> Array:
+            loss, weight, _ = objective(beside(variables, adapters), rows)
             return loss / jnp.maximum(weight, 1e-8)
 
-        def step(trial: Trial, _: None) -> tuple[Trial, Array]:
-            loss, grads = jax.value_and_grad(loss_fn)(trial.adapters)
+        def step(trial: Trial, i: Array) -> tuple[Trial, Array]:
+            rows = memory
+            if 0 < batch < count:
+                turn = (i * batch + jnp.arange(batch)) % count
+                rows = jax.tree.map(lambda x: x[turn], memory)
+            loss, grads = jax.value_and_grad(loss_fn)(trial.adapters, rows)
             updates, moments = update.update(grads, trial.moments, trial.adapters)
+            if pace is not None:
+                updates = jax.tree.map(lambda u: u * pace[i].astype(u.dtype), updates)
             return Trial(optax.apply_updates(trial.adapters, updates), moments), loss
 
         start = begin(variables["params"], update, rank, key)
-        return jax.lax.scan(step, start, length=steps)
+        return jax.lax.scan(step, start, jnp.arange(steps))
 
     return run
 
@@ -67,7 +96,8 @@ def attempts(
     rank: int,
     steps: int,
     at_once: int = 0,
-) -> Callable[[Variables, Memory, Array], tuple[Trial, Array]]:
+    batch: int = 0,
+) -> Callable[[Variables, Memory | Lesson, Array], tuple[Trial, Array]]:
     """T trials: every array of the memory and of the result has T in front, keys are [T].
 
     The variables are shared: mapped over are the adapters and their moments alone
@@ -76,11 +106,12 @@ def attempts(
 
     Args:
       at_once: trials of one batch; 0: all, 1: one after the other.
+      batch: see :func:`attempt`.
     """
-    one = attempt(objective, update, rank=rank, steps=steps)
+    one = attempt(objective, update, rank=rank, steps=steps, batch=batch)
 
-    def run(variables: Variables, memory: Memory, keys: Array) -> tuple[Trial, Array]:
-        def with_key(pair: tuple[Memory, Array]) -> tuple[Trial, Array]:
+    def run(variables: Variables, memory: Memory | Lesson, keys: Array) -> tuple[Trial, Array]:
+        def with_key(pair: tuple[Memory | Lesson, Array]) -> tuple[Trial, Array]:
             return one(variables, *pair)
 
         if at_once == 0:

@@ -53,9 +53,19 @@ class Dreams(NamedTuple):
         """The dreams with their tokens' weights multiplied by float [m], which is the reward."""
         return Dreams(*(_weighed(memory, by) for memory in self))
 
+    def only(self, mask: Array) -> Dreams:
+        """The dreams without the weight of those that bool or float [m] masks."""
+        return Dreams(*(only(memory, mask) for memory in self))
+
     def take(self, index: Array) -> Dreams:
         """The dreams of int32 [k]."""
         return jax.tree.map(lambda x: x[index], self)
+
+
+def only(memory: Memory, mask: Array) -> Memory:
+    """The memory without the weight of those of its rows, or groups of rows, that [m] masks."""
+    weights = memory.weights * mask.reshape(-1, *(1,) * (memory.weights.ndim - 1))
+    return Memory(**{**vars(memory), "weights": weights})
 
 
 def _weighed(memory: Memory, by: Array) -> Memory:
@@ -163,8 +173,7 @@ def write(
     # A dream that does not count must not make another one a repeat.
     order = jnp.where(alive, numbers, numbers + jnp.max(numbers) + 1)
     fresh = first_of_its_kind(told.tokens, order) * alive
-    dreams = Dreams(as_written, told)
-    dreams = Dreams(*(_only(memory, fresh) for memory in dreams))
+    dreams = Dreams(as_written, told).only(fresh)
     one = jnp.ones(())
     metrics = {
         "unique": (fresh.sum(), jnp.sum(lengths > 0) * one),
@@ -200,10 +209,6 @@ def _alone(tokens: Array, start: Array, end: Array, new: int, bos: int) -> Memor
     texts = jnp.concatenate([first, words[:, :new]], axis=1)
     index = jnp.arange(new + 1)
     return memory_of(texts, (index > 0) & (index <= count[:, None]), count + 1)
-
-
-def _only(memory: Memory, mask: Array) -> Memory:
-    return Memory(**{**vars(memory), "weights": memory.weights * mask[:, None]})
 
 
 def copied(
