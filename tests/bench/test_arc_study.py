@@ -246,3 +246,11 @@ def test_dreams_have_to_be_edits_about_tasks(config):
 def test_a_list_without_a_task_that_fits_is_refused(config):
     with pytest.raises(ConfigError, match="evaluation = .*no task that fits into 72"):
         study.read(dataclasses.replace(config, evaluation_tasks=["long"]))
+
+
+def test_several_processes_are_refused_before_anything_is_written(config, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run", config, quiet=True)
+    monkeypatch.setattr(study.hosts, "alone", lambda: False)
+    with pytest.raises(ConfigError, match="processes = 1: few-shot ARC is one process"):
+        config.run(run)
+    assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ from sleeplm.methods.dreams.reinforce import with_writer
 from sleeplm.methods.extract import stateless, wake_batch
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.transformer import Model
+from sleeplm.runtime import hosts
 from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.run import Run, Stage
 
@@ -62,7 +63,12 @@ def job(config: ArcConfig, run: Run) -> dict[str, Any]:
 
     Every arm of every seed is a stage: it can be stopped at any of its moments and goes on from
     its last save.
+
+    Raises:
+      ConfigError: it is one of several processes; or see :func:`read`.
     """
+    remedy = "few-shot ARC is one process: start it without --distributed and --coordinator"
+    require(hosts.alone(), "processes", jax.process_count(), remedy)
     tasks = read(config)
     for name, names in tasks.left_out.items():
         if names:
