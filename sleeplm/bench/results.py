@@ -20,6 +20,7 @@ import numpy as np
 from sleeplm.core.errors import ConfigError
 
 RESULTS = "results.json"
+FEW_SHOT_ARC = "few-shot ARC"  # the experiment whose results are of another kind
 REQUIRED = ("matrix", "awake", "pretrain", "pretrain_start")
 #: Longest value that an error message shows in full, in characters.
 LONGEST_VALUE = 80
@@ -115,7 +116,7 @@ def read_results(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """The ``results.json`` of a run directory.
 
     Raises:
-      ConfigError: it is missing, is not JSON, or is not the result of an experiment.
+      ConfigError: it is missing, is not JSON, or is not the result of an experiment with days.
     """
     path = pathlib.Path(run_dir) / RESULTS
     try:
@@ -126,6 +127,9 @@ def read_results(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError("results", str(path), f"cannot be read as JSON: {error}") from error
     if not isinstance(results, dict) or not isinstance(results.get("arms"), dict):
         raise ConfigError("results", str(path), "must be an object with the entry arms")
+    if results.get("experiment") == FEW_SHOT_ARC:
+        remedy = f"is of {FEW_SHOT_ARC}, which has no days: its report is report.md beside it"
+        raise ConfigError("results", str(path), remedy)
     return results
 
 

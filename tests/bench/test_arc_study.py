@@ -13,6 +13,7 @@ import pytest
 from sleeplm.bench.arc import edits, study
 from sleeplm.bench.arc.config import ArcConfig
 from sleeplm.bench.arc.results import page, summary
+from sleeplm.bench.results import read_results
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.grid_tasks import GridTaskConfig, make_task
@@ -246,6 +247,12 @@ def test_dreams_have_to_be_edits_about_tasks(config):
 def test_a_list_without_a_task_that_fits_is_refused(config):
     with pytest.raises(ConfigError, match="evaluation = .*no task that fits into 72"):
         study.read(dataclasses.replace(config, evaluation_tasks=["long"]))
+
+
+def test_its_results_are_refused_as_those_of_a_life(done):
+    run, _ = done
+    with pytest.raises(ConfigError, match="is of few-shot ARC, which has no days"):
+        read_results(run.directory)
 
 
 def test_several_processes_are_refused_before_anything_is_written(config, tmp_path, monkeypatch):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from sleeplm.bench.arc.config import ArcConfig
+from sleeplm.bench.results import FEW_SHOT_ARC, RESULTS
 from sleeplm.bench.statistics import bootstrap
 from sleeplm.runtime.config import to_dict
 from sleeplm.runtime.metrics import plain, read_metrics
 from sleeplm.runtime.run import METRICS
 
-RESULTS, PAGE = "results.json", "report.md"
+PAGE = "report.md"
 
 
 def write_results(
@@ -52,6 +53,7 @@ def summary(
         if record.get("event") in ("dream", "reinforce")
     ]
     return {
+        "experiment": FEW_SHOT_ARC,
         "config": to_dict(config),
         "left_out": {name: list(names) for name, names in left_out.items()},
         "arms": arms,
