@@ -31,7 +31,8 @@ EXPERIMENTS = [
     *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
 ]
 #: On SmolLM2, from the package that brings it.
-PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:20,smollm2,0"]
+PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:20,smollm2,2"]
+OTHERS = ["arc"]  # no days and nights
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 #: Two learners; students write as much as teachers do.
 SETTINGS = ("--config.seeds=2", "--config.sleep.lam=0.5", "--config.probes=True")
@@ -64,10 +65,17 @@ def test_every_experiment_has_settings_that_can_work(name):
         check(load_config(path, [], quick=True))
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_experiments_without_days_have_settings_that_can_work_too(name):
+    path = str(ROOT / "experiments" / f"{name}.py")
+    for quick in (False, True):
+        check(load_config(path, [], quick=quick))
+
+
 def test_every_experiment_file_is_among_them():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
     files = {name for name in files if not name.startswith("plan_")}  # those are compiled, not run
-    assert {name.partition(":")[0] for name in (*EXPERIMENTS, *PUBLISHED)} == files
+    assert {name.partition(":")[0] for name in (*EXPERIMENTS, *PUBLISHED, *OTHERS)} == files
 
 
 def test_passages_are_one_or_fill_ten_days():
