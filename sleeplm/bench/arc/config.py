@@ -75,7 +75,7 @@ class ArcConfig:
     dream: DreamConfig = dataclasses.field(default_factory=DreamConfig)
     seed: int = 0
     seeds: int = 3
-    cache: str = "runs/cache"
+    cache: str = ".cache/pretrained"
     save_seconds: float = 60.0
     keep: int = 2
 
