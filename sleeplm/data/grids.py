@@ -16,11 +16,13 @@ from collections.abc import Iterable, Sequence
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PLAIN, Turns
+from sleeplm.data import text
+from sleeplm.data.text import SPECIAL_TOKENS, SpecialTokens
 
 Grid = tuple[tuple[int, ...], ...]
 
 COLOURS = 10
-PAD, BOS, EOS = 0, 1, 2
+PAD, BOS, EOS = text.PAD, text.BOS, text.EOS
 #: What an edit may do to a task's demonstrations, in the order that it has to name them in.
 AUGMENTATIONS = ("rotate", "flip", "transpose", "recolour", "reorder")
 #: Which tokens are learned; learning rates and numbers of steps, from low to high.
@@ -31,7 +33,7 @@ EDIT_WORDS = (*AUGMENTATIONS, *LOSSES, *RATES, *STEPS)
 #: Longest edit: every augmentation, a loss, a rate, a number of steps, and the end.
 EDIT_TOKENS = len(AUGMENTATIONS) + 4
 WORDS = (
-    "<pad>", "<bos>", "<eos>", *(str(colour) for colour in range(COLOURS)), "/", "in", "out",
+    *SPECIAL_TOKENS, *(str(colour) for colour in range(COLOURS)), "/", "in", "out",
     "edit", *EDIT_WORDS,
 )  # fmt: skip
 _ID = {word: i for i, word in enumerate(WORDS)}
@@ -100,7 +102,7 @@ def read_grid(tokens: Sequence[int]) -> Grid | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class GridTokenizer:
+class GridTokenizer(SpecialTokens):
     """One token a word of :data:`WORDS`, words apart by spaces; nothing to train.
 
     It has the interface of :class:`sleeplm.data.text.Tokenizer`, for texts of these words alone.
@@ -108,21 +110,6 @@ class GridTokenizer:
     """
 
     turns: Turns = PLAIN
-
-    @property
-    def bos(self) -> int:
-        """The token that begins a text."""
-        return BOS
-
-    @property
-    def eos(self) -> int:
-        """The token that ends an answer, an edit and a text."""
-        return EOS
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """Every token at which generation ends."""
-        return (EOS,)
 
     @property
     def vocab_size(self) -> int:

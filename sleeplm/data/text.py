@@ -29,16 +29,8 @@ LEAST_NAMES = 3
 DOCUMENTS_A_NAME = 1500
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Byte-level BPE with ``<pad>`` = 0, ``<bos>`` = 1, ``<eos>`` = 2.
-
-    ``decode(encode(text)) == text`` for every string. The special tokens live outside of the
-    merge table: no text, not even ``"<eos>"``, encodes to them.
-    """
-
-    bpe: tokenizers.Tokenizer
-    turns: Turns = PLAIN
+class SpecialTokens:
+    """Ids of the special tokens of tokenizers that are made here."""
 
     @property
     def bos(self) -> int:
@@ -47,13 +39,25 @@ class Tokenizer:
 
     @property
     def eos(self) -> int:
-        """The token that ends a text."""
+        """The token that ends a text, and what has to be answered."""
         return EOS
 
     @property
     def stops(self) -> tuple[int, ...]:
         """Every token at which generation ends."""
         return (EOS,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer(SpecialTokens):
+    """Byte-level BPE with ``<pad>`` = 0, ``<bos>`` = 1, ``<eos>`` = 2.
+
+    ``decode(encode(text)) == text`` for every string. The special tokens live outside of the
+    merge table: no text, not even ``"<eos>"``, encodes to them.
+    """
+
+    bpe: tokenizers.Tokenizer
+    turns: Turns = PLAIN
 
     @property
     def vocab_size(self) -> int:

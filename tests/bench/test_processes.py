@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
 from sleeplm import cli
 from sleeplm.core.errors import ConfigError, SleepError
 from sleeplm.runtime import hosts
+from sleeplm.runtime.config import read_module
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import METRICS, TIMINGS
 
-ROOT = pathlib.Path(__file__).parents[2]
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
 OFTEN = "--config.save_seconds=0"
@@ -48,19 +46,7 @@ class Place:
         return [*fixed, "--config.arms=['sleep']", cache, *MESH, *more]
 
     def start(self, *more: str, processes: int = 2) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(4 // processes),
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": " ".join(flags),
-        }
+        coordinator, environment = simulated.place(processes)
         job = ("--coordinator", coordinator, "--processes", str(processes), "--process")
         return [
             subprocess.Popen(

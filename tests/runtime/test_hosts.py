@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,7 +18,8 @@ from sleeplm.runtime import hosts, parallel
 from sleeplm.runtime.config import read_module
 
 pytestmark = pytest.mark.slow
-ROOT, WORKER = Path(__file__).parents[2], Path(__file__).with_name("host.py")
+WORKER = Path(__file__).with_name("host.py")
+simulated = read_module(str(Path(__file__).parents[1] / "simulated.py"))
 STEPS, KILLED_AFTER = 4, 2
 
 
@@ -38,19 +36,7 @@ class Ended(NamedTuple):
 
 def job(directory, mesh, processes, *killed):
     """Runs all processes of a job, four devices in all; the last one may be killed at a step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(4 // processes),
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": " ".join(flags),
-    }
+    coordinator, environment = simulated.place(processes)
     started = []
     for process in range(processes):
         last = process == processes - 1
