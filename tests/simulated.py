@@ -1,4 +1,4 @@
-"""Jobs of several processes on this machine, on simulated devices."""
+"""Runs on simulated devices, of one process or several on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pathlib
 import socket
 
 import jax
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 4  # of a whole job
@@ -30,3 +31,15 @@ def place(processes: int) -> tuple[str, dict[str, str]]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": " ".join(flags),
     }
+
+
+def assert_same_within_rounding(ours: list[dict], theirs: list[dict]) -> None:
+    """Recall is the same, losses and log-probabilities within 1e-5."""
+    assert [line["event"] for line in ours] == [line["event"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        assert mine.get("recall") == other.get("recall")
+        for name, value in mine.items():
+            if isinstance(value, list):
+                pair = (np.asarray(x, float) for x in (value, other[name]))
+                np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5, err_msg=name)

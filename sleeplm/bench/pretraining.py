@@ -26,9 +26,9 @@ from sleeplm.pretrained.hf_export import require_same_backbone
 from sleeplm.pretrained.published import find_backbone
 from sleeplm.runtime import hosts
 from sleeplm.runtime.checkpoint import Checkpoints
-from sleeplm.runtime.learners import born, put_params, side_by_side
+from sleeplm.runtime.learners import born, of_learners, put_params, side_by_side
 from sleeplm.runtime.lifecycle import Moment
-from sleeplm.runtime.rules import placed_shapes
+from sleeplm.runtime.rules import placed_shapes, shardings
 from sleeplm.runtime.run import Run, Stage
 
 STAGE = "pretrain"
@@ -51,11 +51,16 @@ def check_backbone(config: Any) -> None:
         checks.require(ours == theirs, f"model.{name}", ours, f"must be {theirs}")
 
 
-def imported(run: Run, model: Model, name: str, learners: int) -> Params:
-    """Parameters of the published backbone ``name``, the same for all learners of a run."""
+def imported(run: Run, model: Model, name: str, learners: int, mesh: Mesh | None = None) -> Params:
+    """Parameters of the published backbone ``name``, the same for all learners of a run.
+
+    Every device reads its own part of the files, so that none has to hold a whole model.
+    """
     run.say(f"reading the backbone {name}")
-    params = find_backbone(name, max_len=model.config.max_len).load(model.config)
-    return _stack([params] * learners)
+    found = find_backbone(name, max_len=model.config.max_len)
+    like = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), learners))
+    places = None if mesh is None else shardings(like, mesh, of_learners)
+    return found.load(model.config, places, learners)
 
 
 def pretrained(
@@ -83,7 +88,7 @@ def pretrained(
       The parameters with the E learners in front of every array.
     """
     if learners[0].backbone:
-        return put_params(imported(run, model, learners[0].backbone, len(learners)), mesh)
+        return imported(run, model, learners[0].backbone, len(learners), mesh)
     like = jax.eval_shape(model.init, jax.random.key(0))
     like = like if mesh is None else placed_shapes(like, mesh)
     stores = [

@@ -319,7 +319,8 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, seeds, materials[: len(seeds)], mesh)
-    params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
+    if times > 1:
+        params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": put(slots, mesh)}
     scores = text_scores(config, materials)

@@ -35,14 +35,19 @@ NAMES_OF_A_LAYER = {
 }
 
 
-def load_gguf(file: GgufFile, config: ModelConfig, shardings: PyTree | None = None) -> Params:
+def load_gguf(
+    file: GgufFile,
+    config: ModelConfig,
+    shardings: PyTree | None = None,
+    learners: int | None = None,
+) -> Params:
     """The file's weights, dequantised, as parameters of a ``Model``.
 
     Args:
       file: of :func:`~sleeplm.pretrained.gguf_file.read_gguf`.
       config: of :func:`~sleeplm.pretrained.gguf_config.gguf_config`; ``param_dtype`` says the type.
-      shardings: as in :func:`~sleeplm.pretrained.hf_weights.load_params`; each device's part is
-        dequantised from the rows that it needs.
+      shardings, learners: as in :func:`~sleeplm.pretrained.hf_weights.load_params`; each device's
+        part is dequantised from the rows that it needs.
 
     Raises:
       ConfigError: a tensor is missing, left over, of another shape than the metadata says, or of a
@@ -56,7 +61,7 @@ def load_gguf(file: GgufFile, config: ModelConfig, shardings: PyTree | None = No
             tensors[name] = dataclasses.replace(tensors[name], turned=config.width_of_head)
     tensors.pop(FREQUENCIES, None)  # the configuration has them
     check_tensors(tensors, config, tree, "the metadata says")
-    return assemble(tensors, config, tree, shardings)
+    return assemble(tensors, config, tree, shardings, learners)
 
 
 def _renamed(source: Source) -> Source:

@@ -107,7 +107,10 @@ def _parameters(config: ModelConfig) -> PyTree:
 
 
 def load_params(
-    folder: str | pathlib.Path, config: ModelConfig, shardings: PyTree | None = None
+    folder: str | pathlib.Path,
+    config: ModelConfig,
+    shardings: PyTree | None = None,
+    learners: int | None = None,
 ) -> Params:
     """The folder's weights as parameters of :class:`~sleeplm.models.transformer.Model`.
 
@@ -115,6 +118,8 @@ def load_params(
       folder: with ``model.safetensors``, or shards and their index.
       config: of :func:`~sleeplm.pretrained.hf_config.read_config`; ``param_dtype`` says the type.
       shardings: one sharding for all parameters, or a tree of them; None: the default device.
+      learners: E, to have the same parameters so many times, in front of every array; None: once,
+        without that axis.
 
     Raises:
       ConfigError: a tensor is missing, left over, or has another shape than the configuration says.
@@ -123,7 +128,7 @@ def load_params(
         tree = sources(config)
         kept = {name: tensors[name] for name in tensors if not _may_stay(config, name)}
         check_tensors(kept, config, tree, "config.json says")
-        return assemble(kept, config, tree, shardings)
+        return assemble(kept, config, tree, shardings, learners)
 
 
 def assemble(
@@ -131,6 +136,7 @@ def assemble(
     config: ModelConfig,
     tree: PyTree,
     shardings: PyTree | None = None,
+    learners: int | None = None,
 ) -> Params:
     """Parameters from tensors that were found to be complete.
 
@@ -138,7 +144,7 @@ def assemble(
       tensors: by the names in ``tree``.
       config: ``param_dtype`` says the type.
       tree: the :class:`Source` of every parameter, see :func:`sources`.
-      shardings: as in :func:`load_params`.
+      shardings, learners: as in :func:`load_params`.
     """
     shapes = _parameters(config)
     if shardings is None:
@@ -149,9 +155,13 @@ def assemble(
     def load(source: Source, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
         def piece(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # parameters have at least one axis
-            return _piece(tensors, source, shape, index)
+            if learners is None:
+                return _piece(tensors, source, shape, index)
+            read = _piece(tensors, source, shape, index[1:])
+            return np.broadcast_to(read, (len(range(learners)[index[0]]), *read.shape))
 
-        return jax.make_array_from_callback(shape.shape, sharding, piece)
+        front = () if learners is None else (learners,)
+        return jax.make_array_from_callback((*front, *shape.shape), sharding, piece)
 
     return jax.tree.map(load, tree, shapes, shardings)
 

@@ -27,7 +27,7 @@ class Published:
 
     Attributes:
       config: its sizes; its MLP is the one level, ``mlp``.
-      load: ``(config, shardings=None) -> Params``, as
+      load: ``(config, shardings=None, learners=None) -> Params``, as
         :func:`~sleeplm.pretrained.hf_weights.load_params` with the folder known.
       read_tokenizer: ``() -> ImportedTokenizer``.
     """
@@ -79,8 +79,10 @@ def find_backbone(
     path = smollm2_file() if name == SMOLLM2 else pathlib.Path(name).expanduser()
     file = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
 
-    def load(config: ModelConfig, shardings: PyTree | None = None) -> Params:
-        return load_gguf(file, config, shardings)
+    def load(
+        config: ModelConfig, shardings: PyTree | None = None, learners: int | None = None
+    ) -> Params:
+        return load_gguf(file, config, shardings, learners)
 
     return Published(
         config=gguf_config(file, **settings),  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ import sys
 import time
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from sleeplm import cli
@@ -97,18 +96,6 @@ def _without_gloo(said: str) -> str:
     return "".join(x for x in said.splitlines(keepends=True) if not x.startswith("[Gloo]"))
 
 
-def assert_same_within_rounding(ours: list[dict], theirs: list[dict]) -> None:
-    """Recall is the same, losses and log-probabilities within 1e-5."""
-    assert [line["event"] for line in ours] == [line["event"] for line in theirs]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys()
-        assert mine.get("recall") == other.get("recall")
-        for name, value in mine.items():
-            if isinstance(value, list):
-                pair = (np.asarray(x, float) for x in (value, other[name]))
-                np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5, err_msg=name)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Place, list[Ended]]:
     """The job that nothing disturbs."""
@@ -148,7 +135,7 @@ def test_two_processes_pretrain_live_and_report_as_one_does(whole, tmp_path):
     assert place.matrix() == alone.matrix()
     ours, theirs = (read_metrics(p.run / METRICS) for p in (place, alone))
     assert {line["event"] for line in ours} > {"pretrain", "wake", "seed", "exam"}
-    assert_same_within_rounding(ours, theirs)
+    simulated.assert_same_within_rounding(ours, theirs)
     assert sorted(p.name for p in place.run.iterdir()) == sorted(
         p.name for p in alone.run.iterdir()
     )
@@ -185,7 +172,7 @@ def test_one_process_goes_on_with_what_two_have_saved(stopped, whole, tmp_path):
     shutil.copytree(stopped[0].folder, place.folder, dirs_exist_ok=True)
     assert cli.main(place.arguments()) == 0
     assert place.matrix() == whole[0].matrix()
-    assert_same_within_rounding(place.lines(), whole[0].lines())
+    simulated.assert_same_within_rounding(place.lines(), whole[0].lines())
 
 
 # --- what cannot work, in one line ---------------------------------------------------------------

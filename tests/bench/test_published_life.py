@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
 from sleeplm import cli
@@ -23,11 +24,14 @@ from sleeplm.data.text import train_bpe
 from sleeplm.data.tokenizer_files import hf_tokenizer, hf_tokenizer_config
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
+from sleeplm.pretrained import hf_weights
 from sleeplm.pretrained.hf_export import save_backbone
-from sleeplm.runtime.config import check, load_config
+from sleeplm.runtime import parallel
+from sleeplm.runtime.config import check, load_config, read_module
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import Run
 
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 TEXT = "The cat sat on the mat and looked at the moon for a long while.\n" * 40
 
@@ -77,6 +81,28 @@ def test_nothing_is_pretrained_and_every_learner_starts_with_the_published_weigh
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(published[1]), strict=True):
         np.testing.assert_array_equal(ours, np.stack([theirs, theirs]))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_on_a_mesh_every_device_reads_its_own_part_of_them(config, published, tmp_path):
+    run, model = Run(tmp_path / "run", config, quiet=True), Model(backbone_config(config.model))
+    mesh = parallel.mesh({"fsdp": 2, "tensor": 2})
+    asked = {}
+    original = hf_weights._piece
+
+    def noted(tensors, source, shape, index):
+        out = original(tensors, source, shape, index)
+        asked[source.name] = max(asked.get(source.name, 0), out.size / np.prod(shape.shape))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf_weights, "_piece", noted)
+        found = pretrained(run, model, [config], [None], mesh)
+    matrices = ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj")
+    assert {asked[f"model.layers.{{}}.{name}.weight"] for name in matrices} == {0.25}
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(published[1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs[None])
+    up = found["blocks"]["levels"]["slow"]["base"]["up"]["kernel"]
+    assert up.sharding.spec == PartitionSpec(None, None, "fsdp", "tensor")
 
 
 def test_texts_are_read_with_the_published_tokenizer(config, tokenizer):
@@ -189,6 +215,16 @@ def test_a_whole_life_reports_how_general_text_is_read(lived):
     rise = arm["figures"]["perplexity_rise"]["mean"]
     assert rise == pytest.approx(math.exp(dawns[-1] - learner["general_start"]) - 1, abs=1e-6)
     assert "perplexity of general text" in (place / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_on_a_mesh_it_lives_as_on_one_device(lived, published, tokenizer, tmp_path):
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 2}
+    arguments = settings(published, tokenizer, arms="['sleep']", **mesh)
+    assert cli.main(["run", LIFE, "--workdir", str(tmp_path), "--quiet", *arguments]) == 0
+    ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (tmp_path, lived))
+    assert {"wake", "seed", "exam"} < {line["event"] for line in ours}
+    simulated.assert_same_within_rounding(ours, theirs)
 
 
 @pytest.mark.slow

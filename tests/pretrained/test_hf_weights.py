@@ -104,6 +104,23 @@ def test_every_device_reads_its_own_part_and_no_more(config, shards, monkeypatch
         np.testing.assert_array_equal(ours, alone)
 
 
+def test_learners_side_by_side_have_the_same_weights_and_every_device_its_part(config, shards):
+    mesh = jax.make_mesh((2, 2), ("replica", "model"))
+    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
+
+    def places(shape):
+        even = shape.shape[-1] % 2 == 0
+        inner = [*[None] * (shape.ndim - 1), "model" if even else None]
+        return NamedSharding(mesh, P("replica", *inner))
+
+    both = load_params(shards, config, jax.tree.map(places, shapes), learners=4)
+    for ours, one in zip(
+        jax.tree.leaves(both), jax.tree.leaves(load_params(shards, config)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, np.stack([one] * 4))
+    assert both["embed"].sharding.shard_shape(both["embed"].shape)[::2] == (2, config.d_model // 2)
+
+
 def test_a_matrix_that_is_read_in_many_chunks_is_the_same(config, shards, monkeypatch):
     whole = load_params(shards, config)
     monkeypatch.setattr(hf_weights, "CHUNK", 20)  # 2 rows of 8, one of 16: no row count divides all
