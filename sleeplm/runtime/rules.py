@@ -128,7 +128,9 @@ def cache_specs(cache: PyTree, mesh: Mesh) -> PyTree:
 
 def activations(mesh: Mesh, axes: Sequence[str], shape: tuple[int, ...]) -> NamedSharding | None:
     """Where an activation with these axes lies; None, so that the compiler is free, if rows do not
-    fit the devices that they would be spread over."""
+    fit the devices that they would be spread over, or the mesh has no axes."""
+    if not mesh.shape:  # jax refuses what vmap makes of a place on such a mesh
+        return None
     spec, whole = _fitting(axes, shape, mesh)
     return None if any(axis == "row" for axis, *_ in whole) else NamedSharding(mesh, spec)
 

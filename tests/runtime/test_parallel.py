@@ -203,3 +203,17 @@ def test_processes_that_would_have_to_give_the_same_rows_are_refused(monkeypatch
         return
     with pytest.raises(ConfigError, match=r"processes share rows: name data first"):
         parallel._check_processes(Two(), P(None, "data"))
+
+
+def test_a_mesh_without_axes_is_one_device_also_for_what_is_mapped(tiny):
+    model = tiny.model(scan_layers=True)
+    tokens = jnp.ones((3, 2, tiny.length), jnp.int32)
+
+    def read(params, batch, key):
+        variables = {"params": params, "slots": model.init_slots()}
+        return params, {"read": jax.vmap(lambda one: model.hidden(variables, one))(batch)}
+
+    params, key = model.init(jax.random.key(0)), jax.random.key(1)
+    alone = read(params, tokens, key)[1]["read"]
+    step = parallel.jit_step(read, parallel.mesh({}), specs=lambda batch, axis: P(), donate=False)
+    np.testing.assert_allclose(step(params, tokens, key)[1]["read"], alone, atol=1e-6)
