@@ -50,6 +50,7 @@ class Planned:
       memory: bytes by kind, see :data:`~sleeplm.plan.memory.KINDS`; ``padding`` of these to whole
         tiles; ``cache``, the largest key/value cache; ``activations``, all else that a call needs.
         Without the last two where it does not fit.
+      gradient: bytes of the gradients of what is trained, in float32; 0 where nothing is.
       flops: of matrix products. collectives: all of them, of loops as often as they run.
       donated: whether the old state's memory is the new one's.
       bound: the least time of one call, None where it does not fit.
@@ -63,6 +64,7 @@ class Planned:
     fits: bool
     needs: float
     memory: dict[str, float]
+    gradient: float = 0.0
     flops: float = 0.0
     collectives: tuple[Collective, ...] = ()
     donated: bool = False
@@ -107,7 +109,7 @@ def plan(config: PlanConfig, topology: str, *, fast: bool = False) -> Plan:
     """
     config.check("")
     chip, found = chip_of(topology), devices(topology)
-    mesh = make_mesh(config.mesh.shape(len(found)), found)
+    mesh = make_mesh(config.mesh.shape(len(found), config.model.d_model), found)
     with written_for("tpu"):
         made = programs(config, mesh)
         done = tuple(compiled(program, mesh, chip, fast=fast) for program in made)
@@ -142,7 +144,7 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
             if needs is None:
                 raise
             return Planned(
-                program.name, program.about, program.tokens, False, needs, kinds,
+                program.name, program.about, program.tokens, False, needs, kinds, program.gradient,
                 warnings=whole, seconds=time.monotonic() - began,
             )  # fmt: skip
     refused = [str(w.message) for w in said if "donated" in str(w.message)]
@@ -161,7 +163,8 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
     unusual = unexpected(found.collectives, program.state, program.gradient)
     return Planned(
         program.name, program.about, program.tokens, True, arguments + fresh + temporary, kinds,
-        flops=found.flops, collectives=found.collectives, bound=bound, bounded=found.bounded,
+        gradient=program.gradient, flops=found.flops, collectives=found.collectives, bound=bound,
+        bounded=found.bounded,
         donated=not refused and memory.alias_size_in_bytes >= _state_bytes(state),
         warnings=(*whole, *waiting(bound), *unusual),
         seconds=time.monotonic() - began,

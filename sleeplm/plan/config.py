@@ -11,6 +11,7 @@ from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.models.config import ModelConfig
 
 PROGRAMS = ("wake", "seed", "decode", "dream")
+LANES = 128  # columns of D that a chip should have: with fewer, pieces are summed, not gathered
 
 
 @dataclasses.dataclass
@@ -18,31 +19,42 @@ class MeshConfig:
     """Sizes of the axes of a mesh, see :mod:`sleeplm.runtime.rules`.
 
     Attributes:
-      data, tensor: of these axes. fsdp: of that one; 0: whatever chips are left.
+      data, fsdp: of these axes; 0: whatever chips are left. Where both are, ``fsdp`` is as large as
+        leaves every chip :data:`LANES` columns of a matrix, and beyond that chips are copies.
+      tensor: of that one.
     """
 
-    data: int = 1
+    data: int = 0
     fsdp: int = 0
     tensor: int = 1
 
     def check(self, field: str) -> None:
-        for name in ("data", "tensor"):
-            checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        checks.integer(f"{field}.fsdp", self.fsdp)
-        checks.at_least(f"{field}.fsdp", self.fsdp, 0)
+        checks.positive_integer(f"{field}.tensor", self.tensor)
+        for name in ("data", "fsdp"):
+            checks.integer(f"{field}.{name}", getattr(self, name))
+            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
 
-    def shape(self, chips: int) -> dict[str, int]:
-        """Axes and sizes for so many chips.
+    def shape(self, chips: int, d_model: int) -> dict[str, int]:
+        """Axes and sizes for so many chips, and matrices of so many columns.
 
         Raises:
           ConfigError: they are not that many.
         """
-        fixed = self.data * self.tensor
-        fsdp = self.fsdp or max(chips // fixed, 1)
-        if fixed * fsdp != chips:
+        left = max(chips // self.tensor, 1)
+        data = self.data or (max(left // self.fsdp, 1) if self.fsdp else _copies(left, d_model))
+        fsdp = self.fsdp or max(left // data, 1)
+        if data * fsdp * self.tensor != chips:
             remedy = f"data x fsdp x tensor must be the topology's {chips} chips"
-            raise ConfigError("mesh", [self.data, fsdp, self.tensor], remedy)
-        return {"data": self.data, "fsdp": fsdp, "tensor": self.tensor}
+            raise ConfigError("mesh", [data, fsdp, self.tensor], remedy)
+        return {"data": data, "fsdp": fsdp, "tensor": self.tensor}
+
+
+def _copies(chips: int, d_model: int) -> int:
+    """The size of ``data`` with which ``fsdp`` cuts D into no less than ``LANES`` columns."""
+    data = 1
+    while chips % (2 * data) == 0 and d_model * data < LANES * chips:
+        data *= 2
+    return data
 
 
 @dataclasses.dataclass

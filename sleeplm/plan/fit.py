@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from sleeplm.core.errors import ConfigError
 from sleeplm.plan.config import MeshConfig, PlanConfig
 
-LANES = 128  # columns of D that a chip should have: with fewer, pieces are summed, not gathered
 #: What is kept for the way back, the least first: with more there is less to compute again.
 REMAT = (("full", True), ("dots", True), ("full", False))
 
@@ -17,25 +16,16 @@ def arrangements(config: PlanConfig, chips: int) -> Iterator[PlanConfig]:
     """Configurations to try, the dearest in memory of each kind left to :func:`fit`.
 
     Most rows first; of these whole matrices first (``tensor`` 1), since cutting them costs a sum
-    over chips after every product. ``tensor`` divides the key/value heads. All other chips are
-    ``fsdp``, as long as each has 128 columns of a matrix; beyond that they are copies, ``data``.
+    over chips after every product. ``tensor`` divides the key/value heads. How all other chips are
+    arranged :class:`~sleeplm.plan.config.MeshConfig` says.
     """
     rows = config.rows
     while rows:
         for tensor in (n for n in (1, 2, 4, 8, 16) if _divides(n, config, chips)):
-            data = _copies(chips // tensor, config.model.d_model)
-            mesh = MeshConfig(data=data, fsdp=0, tensor=tensor)
             model = dataclasses.replace(config.model, remat=True, remat_policy="full")
+            mesh = MeshConfig(tensor=tensor)
             yield dataclasses.replace(config, rows=rows, mesh=mesh, model=model)
         rows //= 2
-
-
-def _copies(chips: int, d_model: int) -> int:
-    """The size of ``data`` with which ``fsdp`` cuts D into no less than ``LANES`` columns."""
-    data = 1
-    while chips % (2 * data) == 0 and d_model * data < LANES * chips:
-        data *= 2
-    return data
 
 
 def _divides(tensor: int, config: PlanConfig, chips: int) -> bool:
@@ -82,7 +72,7 @@ def fit(
 
 def describe(config: PlanConfig, chips: int) -> str:
     """An arrangement as the settings that make it."""
-    mesh = config.mesh.shape(chips)
+    mesh = config.mesh.shape(chips, config.model.d_model)
     axes = " ".join(f"mesh.{name}={size}" for name, size in mesh.items())
     model = config.model
     kept = f" model.remat_policy={model.remat_policy}" if model.remat else ""

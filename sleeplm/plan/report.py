@@ -17,7 +17,7 @@ def as_text(plan: Plan) -> str:
     """The plan, one paragraph a program."""
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     head = (
-        f"{plan.topology}: {plan.chips} chips of {_bytes(plan.chip.memory)}, mesh {axes}. "
+        f"{plan.topology}: {plan.chips} chips of {in_words(plan.chip.memory)}, mesh {axes}. "
         "Compiled ahead of time, nothing was run. All figures are of one chip and one call."
     )
     return "\n\n".join([head, *(_program(plan, program) for program in plan.programs)])
@@ -26,10 +26,10 @@ def as_text(plan: Plan) -> str:
 def _program(plan: Plan, p: Planned) -> str:
     share = p.needs / plan.chip.memory
     verdict = "fits" if p.fits else "DOES NOT FIT"
-    kinds = ", ".join(f"{name} {_bytes(size)}" for name, size in p.memory.items() if size)
+    kinds = ", ".join(f"{name} {in_words(size)}" for name, size in p.memory.items() if size)
     lines = [
         f"{p.name}: {p.about}",
-        f"  memory {_bytes(p.needs)} ({share:.0%}), {verdict}: {kinds}",
+        f"  memory {in_words(p.needs)} ({share:.0%}), {verdict}: {kinds}",
     ]
     if p.bound is not None:
         per_token = p.flops * plan.chips / p.tokens
@@ -60,7 +60,7 @@ def by_axis(collectives: tuple[Collective, ...]) -> dict[tuple[str, str], tuple[
 
 def _moved(collectives: tuple[Collective, ...]) -> list[str]:
     return [
-        f"{kind} over {axis}: {_bytes(whole)} in {times:,}, {_bytes(sent)} leave the chip"
+        f"{kind} over {axis}: {in_words(whole)} in {times:,}, {in_words(sent)} leave the chip"
         for (kind, axis), (times, whole, sent) in by_axis(collectives).items()
     ]
 
@@ -88,7 +88,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     return {**found, "chips": plan.chips, "fits": plan.fits}
 
 
-def _bytes(count: float) -> str:
+def in_words(count: float) -> str:
+    """Bytes in the largest unit that they fill."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

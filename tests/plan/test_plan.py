@@ -28,8 +28,9 @@ from sleeplm.plan.findings import large_whole, unexpected, waiting
 from sleeplm.plan.fit import fit
 from sleeplm.plan.memory import by_kind, nbytes
 from sleeplm.plan.programs import placed, programs
-from sleeplm.plan.report import as_dict, as_text
+from sleeplm.plan.report import as_dict, as_json, as_text
 from sleeplm.plan.roofline import Bound, lower_bound
+from sleeplm.plan.table import read, table
 from sleeplm.runtime.config import load_config
 from sleeplm.runtime.parallel import mesh
 
@@ -184,10 +185,45 @@ def test_what_fits_keeps_rows_first_then_whole_matrices_then_stores_as_much_as_i
     assert (best.rows, best.mesh.tensor, best.model.remat) == (4, 1, False)
     wide = small()
     wide.model.d_model = 4096
-    shapes = [fit(wide, chips, lambda config: True)[0].mesh.shape(chips) for chips in (16, 256)]
-    assert [(mesh["data"], mesh["fsdp"]) for mesh in shapes] == [(1, 16), (8, 32)]
+    best, tried = fit(wide, 256, lambda config: True)
+    assert best.mesh == MeshConfig() and "mesh.data=8 mesh.fsdp=32" in tried[0]
     with pytest.raises(ConfigError, match=r"rows = 4: 6 arrangements do not fit 8 chips"):
         fit(small(rows=4), 8, lambda config: False)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chips", "arranged"),
+    [
+        ({}, 16, (1, 16, 1)),
+        ({}, 256, (8, 32, 1)),  # 128 of 4,096 columns each
+        ({"tensor": 8}, 256, (1, 32, 8)),
+        ({"fsdp": 256}, 256, (1, 256, 1)),
+        ({"fsdp": 4}, 16, (4, 4, 1)),
+        ({"data": 16}, 256, (16, 16, 1)),
+    ],
+)
+def test_chips_without_a_place_cut_matrices_as_far_as_is_good_and_are_copies_beyond(
+    mesh, chips, arranged
+):
+    assert tuple(MeshConfig(**mesh).shape(chips, d_model=4096).values()) == arranged
+
+
+def test_many_plans_are_one_table(one_program, tmp_path):
+    program, over = one_program("wake")
+    made = compiled(program, over, CHIPS["v5e"])
+    crowded = dataclasses.replace(made, name="seed", fits=False, needs=17 * 2**30)
+    plan = Plan("v5e:2x2", dict(over.shape), CHIPS["v5e"], (made, crowded))
+    file = tmp_path / "small.json"
+    file.write_text(as_json(plan))
+    head, _, wake, seed = table([read(file)]).splitlines()
+    cells = dict(zip(head.split(" | "), wake.split(" | "), strict=True))
+    assert wake.startswith("| small | v5e:2x2 | fsdp=4 | wake | ")
+    assert cells["FLOPs"] == f"{made.flops:.3e}" and float(cells["of gradient"]) > 0
+    assert "17 GiB (106%), DOES NOT FIT" in seed and len(seed.split(" | ")) == len(cells)
+    for content in ("{}", "no JSON"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match="is no plan: write one with sleeplm plan"):
+            read(file)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +248,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 def test_settings_that_cannot_work_are_one_line(small):
     with pytest.raises(ConfigError, match=r"mesh = \[1, 3, 1\]: .* topology's 4 chips"):
-        MeshConfig(fsdp=3).shape(4)
+        MeshConfig(fsdp=3).shape(4, d_model=4096)
     with pytest.raises(ConfigError, match=r"programs = 'train': "):
         small(programs=["train"]).check("")
     config = small()
