@@ -29,7 +29,9 @@ from sleeplm.plan.topology import chip_of, devices
 from sleeplm.runtime.parallel import mesh as make_mesh
 from sleeplm.runtime.rules import cache_specs
 
-TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+#: What the compiler says where there is no room: for all, or beside the arguments.
+TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
+BESIDE = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM", re.IGNORECASE)
 #: For a compiler in a hurry: less searching, and no products cut up to run beside what they
 #: wait for.
 FAST: dict[str, Any] = {
@@ -140,7 +142,7 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
         try:
             done = lowered.compile(FAST if fast else None)
         except jax.errors.JaxRuntimeError as error:
-            needs = _room(str(error))
+            needs = room(str(error), sum(kinds.values()))
             if needs is None:
                 raise
             return Planned(
@@ -201,7 +203,13 @@ def _state_bytes(state: PyTree) -> int:
     return sum(nbytes(x) for x in jax.tree.leaves(state) if nbytes(x) >= 2**12)
 
 
-def _room(message: str) -> float | None:
-    """Bytes that the compiler wanted, if it is room that was missing."""
-    found = TOO_LARGE.search(message)
-    return None if found is None else float(found[1]) * UNITS[found[2].upper()]
+def room(message: str, arguments: float) -> float | None:
+    """Bytes that the compiler wanted, if it is room that was missing.
+
+    Args:
+      message: its error. arguments: bytes of what the program is given.
+    """
+    for pattern, more in ((TOO_LARGE, 0.0), (BESIDE, arguments)):
+        if found := pattern.search(message):
+            return float(found[1]) * UNITS[found[2].upper()] + more
+    return None

@@ -22,7 +22,7 @@ from sleeplm.models.transformer import Model
 from sleeplm.plan import topology
 from sleeplm.plan.chips import CHIPS
 from sleeplm.plan.collectives import Collective
-from sleeplm.plan.compiling import Plan, compiled
+from sleeplm.plan.compiling import Plan, compiled, room
 from sleeplm.plan.config import MeshConfig
 from sleeplm.plan.findings import large_whole, unexpected, waiting
 from sleeplm.plan.fit import fit
@@ -206,6 +206,19 @@ def test_chips_without_a_place_cut_matrices_as_far_as_is_good_and_are_copies_bey
     mesh, chips, arranged
 ):
     assert tuple(MeshConfig(**mesh).shape(chips, d_model=4096).values()) == arranged
+
+
+@pytest.mark.parametrize(
+    ("said", "needs"),
+    [
+        ("Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded", 17.5 * 2**30),
+        ("the total memory required for HLO temporaries (22.50G) exceeds available HBM (15.75G).",
+         22.5 * 2**30 + 1000),
+        ("a compiler that crashes says something else", None),
+    ],
+)  # fmt: skip
+def test_what_a_program_would_need_is_read_off_the_compilers_complaint(said, needs):
+    assert room(f"RESOURCE_EXHAUSTED: {said}", arguments=1000) == needs
 
 
 def test_many_plans_are_one_table(one_program, tmp_path):
