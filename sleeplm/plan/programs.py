@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core import tree
 from sleeplm.core.types import PyTree, State
-from sleeplm.methods.dreams.dream import in_bases, round_of
+from sleeplm.methods.dreams.dream import round_of
 from sleeplm.methods.extract import row_keys
 from sleeplm.methods.learner import Learner, learner
 from sleeplm.methods.sleep import learns_at_night
@@ -140,7 +140,8 @@ def _decode(config: PlanConfig, model: Model, life: Learner, state: State, rows:
 
 
 def _dream(config: PlanConfig, model: Model, life: Learner, state: State, rows: int) -> Program:
-    run, dream = round_of(model, config.dream), config.dream
+    learned, dream = moves_awake(model.config.levels), config.dream
+    run = round_of(model, dream, trainable=learned)
 
     def step(variables: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         accepted, metrics = run(variables, batch, key)
@@ -154,7 +155,7 @@ def _dream(config: PlanConfig, model: Model, life: Learner, state: State, rows: 
         {"contexts": contexts, "today": _ints()}, batch_specs,
         dream.dreams * dream.new_tokens,
         dream.new_tokens + 2 + 2 * dream.steps,
-        (dream.dreams + 1) * _gradient(state.params, in_bases), _cache(model, dream.dreams, length),
+        (dream.dreams + 1) * _gradient(state.params, learned), _cache(model, dream.dreams, length),
     )  # fmt: skip
 
 

@@ -81,19 +81,26 @@ def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
     """A random projection of trees to float32 [K] that keeps inner products, on average.
 
     A count sketch (Charikar et al., 2002): every parameter goes to one of K sums, with a random
-    sign. The same key gives the same projection. It costs P additions, and no matrix [P, K].
+    sign. The same key gives the same projection. It costs P additions, and no matrix [P, K]; where
+    the parameters of layers are stacked, what is drawn for one layer is all that stands in memory.
 
     Args:
       size: K. key: the seed of the projection.
     """
 
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        values, key = part
+        bin_key, sign_key = jax.random.split(key)
+        bins = jax.random.randint(bin_key, values.shape, 0, size)
+        sign = jax.random.rademacher(sign_key, values.shape, jnp.float32)
+        return total.at[bins].add(sign * values.astype(jnp.float32)), None
+
     def project(gradient: PyTree) -> Array:
         total = jnp.zeros((size,), jnp.float32)
         for i, leaf in enumerate(jax.tree.leaves(gradient)):
-            bin_key, sign_key = jax.random.split(jax.random.fold_in(key, i))
-            bins = jax.random.randint(bin_key, (leaf.size,), 0, size)
-            sign = jax.random.rademacher(sign_key, (leaf.size,), jnp.float32)
-            total = total.at[bins].add(sign * leaf.reshape(-1).astype(jnp.float32))
+            layers = leaf if leaf.ndim > 2 else leaf[None]
+            keys = jax.random.split(jax.random.fold_in(key, i), len(layers))
+            total, _ = jax.lax.scan(add, total, (layers, keys))
         return total
 
     return project
