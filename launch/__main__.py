@@ -67,8 +67,12 @@ def _add_local(commands: Any) -> None:
     )
     command.add_argument("sweep", metavar="DIR", help="a sweep directory")
     command.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once")
-    command.add_argument("--cores", type=int, default=0, metavar="N", help="of each (default: all)")
-    command.add_argument("--memory", type=int, default=0, metavar="MIB", help="of each, at most")
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="of each trial, as one job"
+    )
+    text = "of each process"
+    command.add_argument("--cores", type=int, default=0, metavar="N", help=f"{text} (default: all)")
+    command.add_argument("--memory", type=int, default=0, metavar="MIB", help=f"{text}, at most")
     command.add_argument(
         "--restarts",
         type=int,
@@ -138,7 +142,9 @@ def _expand(options: argparse.Namespace) -> int:
 def _local(options: argparse.Namespace) -> int:
     from launch.local import Limits, Local
 
-    limits = Limits(options.jobs, options.cores, options.memory, options.restarts)
+    limits = Limits(
+        options.jobs, options.cores, options.memory, options.restarts, options.processes
+    )
     return Local(options.sweep, limits, options.only).run()
 
 
