@@ -154,6 +154,9 @@ def _render(options: argparse.Namespace) -> int:
     values = {k: v for k, v in vars(options).items() if k not in ("command", "backend", "sweep")}
     if options.backend == "slurm":
         print(slurm.render(options.sweep, slurm.Array(**values)))
+        if options.processes > 1:
+            told = f"{options.processes} processes a trial: the sizes of its mesh have to make"
+            print(f"launch: {told} as many devices as they have together", file=sys.stderr)
         return 0
     settings = jobset.JobSets(**values)
     files = jobset.render(options.sweep, settings)
