@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-import shutil
+import pathlib
 import signal
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from launch.__main__ import main
 from launch.slurm import Array, render, script
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime.config import read_module
 
 #: Stands for the interpreter: says how it was called, and does as it is told.
 PYTHON = """\
@@ -279,8 +281,53 @@ def test_submitting_needs_a_rendered_script_and_slurm(a_sweep, monkeypatch, caps
     assert "no such command" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm: there is no sbatch here")
-def test_slurm_takes_the_script(a_sweep):
-    path = render(str(a_sweep.expand("seeds")), Array())
-    asked = subprocess.run(["sbatch", "--test-only", path], capture_output=True, text=True)
-    assert asked.returncode == 0, asked.stderr
+# --- against a Slurm of this machine, where it can be started ------------------------------------
+
+one_node = read_module(str(pathlib.Path(__file__).with_name("one_node.py")))
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
+real = pytest.mark.skipif(bool(one_node.missing()), reason=one_node.missing() or "it is there")
+
+
+@pytest.fixture(scope="module")
+def configuration():
+    with one_node.running() as path:
+        yield path
+
+
+@pytest.fixture
+def slurm(configuration, monkeypatch):
+    """Commands of Slurm are for that one; workers find the packages, and have two devices each."""
+    for name, value in (simulated.place(2)[1] | {"SLURM_CONF": configuration}).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*command):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@real
+@pytest.mark.parametrize("settings", [{}, {"processes": 2, "nodes": 1}])
+def test_slurm_takes_the_script(a_sweep, slurm, settings):
+    slurm("sbatch", "--test-only", str(render(str(a_sweep.expand("seeds")), Array(**settings))))
+
+
+@real
+@pytest.mark.slow
+def test_slurm_stops_two_processes_of_a_trial_and_takes_them_again(a_sweep, slurm):
+    a_sweep.expand(kind="descent", **{"mesh.data": 4, "nap": 0.1})
+    render(str(a_sweep), Array(processes=2, time="5"))
+    assert main(["submit", "slurm", str(a_sweep)]) == 0
+    timings = a_sweep.trial() / "timings.jsonl"
+    wait_until(lambda: timings.exists() and b"step 4" in timings.read_bytes())
+    slurm("scancel", "--signal=TERM", "--batch", "--name=sweep")  # as --signal=B:TERM does
+    wait_until((a_sweep.trial() / "_SUCCESS").exists)
+    told = log(a_sweep, 0)
+    for number in range(2):
+        assert f"{number}: launch: {a_sweep.trials[0].id}: stopped by SIGTERM; saved" in told
+    assert told.count("going on from") == 1
+    lines = timings.read_text().splitlines()
+    assert [json.loads(line)["position"] for line in lines] == list(range(24))
+    wait_until(lambda: not slurm("squeue", "--noheader"))
