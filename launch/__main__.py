@@ -67,8 +67,12 @@ def _add_local(commands: Any) -> None:
     )
     command.add_argument("sweep", metavar="DIR", help="a sweep directory")
     command.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once")
-    command.add_argument("--cores", type=int, default=0, metavar="N", help="of each (default: all)")
-    command.add_argument("--memory", type=int, default=0, metavar="MIB", help="of each, at most")
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="of each trial, as one job"
+    )
+    text = "of each process"
+    command.add_argument("--cores", type=int, default=0, metavar="N", help=f"{text} (default: all)")
+    command.add_argument("--memory", type=int, default=0, metavar="MIB", help=f"{text}, at most")
     command.add_argument(
         "--restarts",
         type=int,
@@ -138,7 +142,9 @@ def _expand(options: argparse.Namespace) -> int:
 def _local(options: argparse.Namespace) -> int:
     from launch.local import Limits, Local
 
-    limits = Limits(options.jobs, options.cores, options.memory, options.restarts)
+    limits = Limits(
+        options.jobs, options.cores, options.memory, options.restarts, options.processes
+    )
     return Local(options.sweep, limits, options.only).run()
 
 
@@ -148,6 +154,9 @@ def _render(options: argparse.Namespace) -> int:
     values = {k: v for k, v in vars(options).items() if k not in ("command", "backend", "sweep")}
     if options.backend == "slurm":
         print(slurm.render(options.sweep, slurm.Array(**values)))
+        if options.processes > 1:
+            told = f"{options.processes} processes a trial: the sizes of its mesh have to make"
+            print(f"launch: {told} as many devices as they have together", file=sys.stderr)
         return 0
     settings = jobset.JobSets(**values)
     files = jobset.render(options.sweep, settings)

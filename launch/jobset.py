@@ -23,12 +23,11 @@ from launch.lease import HELD
 from launch.stores import is_remote, write_whole
 from launch.tpus import TPUS, Slice, find_slice
 from launch.trials import Trial, read_trials
-from launch.worker import PROCESSES, RESTART
+from launch.worker import ABORTED, PROCESSES, RESTART
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 
 FOLDER, MOUNT = "jobset", "/sweep"
-ABORTED = 134  # by SIGABRT
 CONTAINER, JOB, PORT = "trial", "slice", 8476
 #: Longest name that DNS allows, in characters.
 LONGEST = 63

@@ -1,4 +1,4 @@
-"""The local backend: several workers at once, each on cores and memory of its own."""
+"""The local backend: several trials at once, each process on cores and memory of its own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import dataclasses
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
+from launch.job import Job
 from launch.lease import HELD
 from launch.stores import is_remote
 from launch.trials import LOGS, Trial, read_trials
-from launch.worker import RESTART
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 
@@ -29,32 +28,38 @@ class Limits:
 
     Attributes:
       jobs: trials at the same time.
-      cores: of each, its own; 0 for all cores together.
-      memory: of each, MiB of data; 0 for any.
+      cores: of each of their processes, its own; 0 for all cores together.
+      memory: of each process, MiB of data; 0 for any.
       restarts: how often a trial that asks for it, or is killed, is started again.
+      processes: of each trial, which work on it as one job.
     """
 
     jobs: int = 1
     cores: int = 0
     memory: int = 0
     restarts: int = 3
+    processes: int = 1
 
     def check(self) -> None:
         """Raises ConfigError for limits that this machine does not have."""
-        positive_integer("jobs", self.jobs)
+        for name in ("jobs", "processes"):
+            positive_integer(name, getattr(self, name))
         for name in ("cores", "memory", "restarts"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, getattr(self, name), "must be at least 0")
         there = len(os.sched_getaffinity(0))
-        if self.jobs * self.cores > there:
-            remedy = f"{self.jobs} jobs of {self.cores} cores each need more than the {there} here"
+        if self.jobs * self.processes * self.cores > there:
+            of = f"of {self.processes} processes of" if self.processes > 1 else "of"
+            remedy = (
+                f"{self.jobs} jobs {of} {self.cores} cores each need more than the {there} here"
+            )
             raise ConfigError("cores", self.cores, remedy)
 
 
 @dataclasses.dataclass
 class _Running:
     trial: Trial
-    process: subprocess.Popen[bytes]
+    job: Job
     place: int
     began: float
 
@@ -89,7 +94,7 @@ class Local:
             while self._running or (self._waiting and not self._stopping):
                 self._start()
                 time.sleep(POLL)
-                for running in [one for one in self._running if one.process.poll() is not None]:
+                for running in [one for one in self._running if one.job.is_over()]:
                     self._end(running)
         if self._stopping:
             return 128 + signal.SIGINT
@@ -99,39 +104,31 @@ class Local:
         while self._places and self._waiting and not self._stopping:
             trial, place = self._waiting.pop(0), self._places.pop(0)
             self._started[trial.id] = self._started.get(trial.id, 0) + 1
-            with self._log(trial) as log:
-                process = subprocess.Popen(
-                    self._command(trial, place),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # Ctrl-C is for this process, which passes it on once.
-                    start_new_session=True,
-                )
-            self._running.append(_Running(trial, process, place, time.monotonic()))
+            numbers = range(self._limits.processes)
+            logs = [log_of(self._sweep, trial, number) for number in numbers]
+            logs[0].parent.mkdir(exist_ok=True)
+            job = Job([self._command(trial, place, number) for number in numbers], logs)
+            self._running.append(_Running(trial, job, place, time.monotonic()))
+            if self._stopping:  # asked while the processes were being started
+                job.stop()
 
-    def _command(self, trial: Trial, place: int) -> list[str]:
+    def _command(self, trial: Trial, place: int, number: int) -> list[str]:
         command = [sys.executable, "-m", "launch.worker", "--sweep", self._sweep]
         command += ["--trial", trial.id]
         size = self._limits.cores
         if size:
-            cores = sorted(os.sched_getaffinity(0))[place * size : (place + 1) * size]
+            begin = (place * self._limits.processes + number) * size
+            cores = sorted(os.sched_getaffinity(0))[begin : begin + size]
             command += ["--cores", ",".join(map(str, cores))]
         if self._limits.memory:
             command += ["--memory", str(self._limits.memory)]
         return command
 
-    def _log(self, trial: Trial) -> IO[bytes]:
-        path = log_of(self._sweep, trial)
-        path.parent.mkdir(exist_ok=True)
-        return path.open("ab")
-
     def _end(self, running: _Running) -> None:
         self._running.remove(running)
         self._places.append(running.place)
-        status, trial = running.process.returncode, running.trial
-        took = f"{time.monotonic() - running.began:.0f} s"
-        again = status == RESTART or status == -signal.SIGKILL
+        trial, outcome = running.trial, running.job.outcome()
+        status, took = outcome.status, f"{time.monotonic() - running.began:.0f} s"
         if status == 0:
             self._ended["finished"] += 1
             self._say(trial, f"finished in {took}")
@@ -140,13 +137,13 @@ class Local:
         elif status == HELD:
             self._ended["elsewhere"] += 1
             self._say(trial, "is run by another worker")
-        elif again and self._started[trial.id] <= self._limits.restarts:
+        elif outcome.again and self._started[trial.id] <= self._limits.restarts:
             self._waiting.append(trial)
             self._say(trial, f"ended with status {status} after {took}; will go on")
         else:
             self._ended["failed"] += 1
-            path = log_of(self._sweep, trial)
-            self._say(trial, f"failed with status {status}: {_last_line(path)} (see {path})")
+            last = _last_line(outcome.log)
+            self._say(trial, f"failed with status {status}: {last} (see {outcome.log})")
 
     def _say(self, trial: Trial, what: str) -> None:
         counts = ", ".join(f"{count} {name}" for name, count in self._ended.items() if count)
@@ -159,11 +156,12 @@ class Local:
         """Passes the first signal on as SIGTERM, upon which workers save; a second one kills."""
 
         def stop(signum: int, frame: Any) -> None:
-            kind = signal.SIGKILL if self._stopping else signal.SIGTERM
-            self._stopping = True
+            again, self._stopping = self._stopping, True
             for running in self._running:
-                with contextlib.suppress(ProcessLookupError):
-                    running.process.send_signal(kind)
+                if again:
+                    running.job.kill()
+                else:
+                    running.job.stop()
 
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, stop) for number in signals}
@@ -174,9 +172,10 @@ class Local:
                 signal.signal(number, before[number])
 
 
-def log_of(sweep: str, trial: Trial) -> pathlib.Path:
-    """What the workers of a trial have said on this machine."""
-    return pathlib.Path(sweep) / LOGS / f"{trial.id}.log"
+def log_of(sweep: str, trial: Trial, process: int = 0) -> pathlib.Path:
+    """What a worker of a trial has said on this machine: the first, or another process of it."""
+    name = f"{trial.id}.{process}.log" if process else f"{trial.id}.log"
+    return pathlib.Path(sweep) / LOGS / name
 
 
 def _last_line(path: pathlib.Path) -> str:

@@ -1,7 +1,8 @@
 """The Slurm backend: one array job, whose tasks are the trials of a sweep.
 
 Some time before its limit, and when it is preempted, a task gets SIGTERM, saves, exits with status
-42 and is put into the queue again.
+42 and is put into the queue again. A task may be a job of several processes, which srun starts; who
+is who is read by jax from what Slurm tells each.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import subprocess
 import sys
 from typing import Any
 
+from launch.job import LINGER
 from launch.stores import is_remote, write_whole
 from launch.trials import LOGS, read_trials
-from launch.worker import RESTART
+from launch.worker import ABORTED, PROCESSES, RESTART
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 
@@ -35,10 +37,10 @@ trials=({trials})
 trial=${{trials[$SLURM_ARRAY_TASK_ID]}}
 exec >>{logs}/"$trial.log" 2>&1
 cd {folder} || exit 2
-{python} -m launch.worker --sweep {sweep} --trial "$trial" &
+{start}{python} -m launch.worker --sweep {sweep} --trial "$trial" &
 worker=$!
 asked=0
-trap 'asked=1; kill -TERM "$worker"' TERM
+trap 'asked=1; {stop}' TERM
 wait "$worker"
 status=$?
 # A signal ends the wait, not the worker, which still has to save.
@@ -47,10 +49,34 @@ while [ "$asked" -eq 1 ] && [ "$status" -gt 128 ]; do
   wait "$worker"
   status=$?
 done
+{end}exit "$status"
+"""
+
+#: Of one process.
+STOP_ONE = 'kill -TERM "$worker"'
+END_ONE = """\
 if [ "$status" -eq {restart} ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
-exit "$status"
+"""
+
+#: Of several. One that has ended badly leaves the others alive, which save or notice themselves.
+START = """\
+export {name}={processes}
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+srun --ntasks={processes} --cpus-per-task={cores} --kill-on-bad-exit=0 --wait={linger} --label \\
+  """
+# Slurm signals the processes: srun itself would kill them upon SIGTERM.
+STOP = 'scancel --signal=TERM "$task"'
+# srun gives the largest status of all. A task that is being ended, as by scancel, stays so.
+END = """\
+case $status in {restart} | {aborted})
+  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] &&
+    ! scontrol --oneliner show job "$task" | grep -q JobState=COMPLETING; then
+    scontrol requeue "$task"
+  fi
+  ;;
+esac
 """
 
 
@@ -61,7 +87,10 @@ class Array:
     Attributes:
       name: of the job.
       partition, account, qos, time, gres, mem: as sbatch has them; empty for the cluster's own.
-      cores: of each trial.
+      processes: of each trial, which work on it as one job. nodes: that they are spread over
+        evenly; 0 for as Slurm likes.
+      cores: of each process.
+      restarts: how often a trial of several processes goes into the queue again, at most.
       limit: trials at the same time; 0 for any.
       grace: seconds before the time limit at which a trial is asked to save.
       python: the interpreter. folder: where relative paths of experiments begin.
@@ -74,7 +103,10 @@ class Array:
     time: str = ""
     gres: str = ""
     mem: str = ""
+    processes: int = 1
+    nodes: int = 0
     cores: int = 1
+    restarts: int = 100
     limit: int = 0
     grace: int = 300
     python: str = sys.executable
@@ -87,13 +119,27 @@ class Array:
             if (value or field == "name") and not _PLAIN.fullmatch(value):
                 remedy = "must be a word: sbatch would not read it as it is"
                 raise ConfigError(field, value, remedy)
-        for field in ("cores", "grace"):
+        for field in ("processes", "cores", "grace"):
             positive_integer(field, getattr(self, field))
-        if self.limit < 0:
-            raise ConfigError("limit", self.limit, "must be at least 0")
+        for field in ("nodes", "restarts", "limit"):
+            if getattr(self, field) < 0:
+                raise ConfigError(field, getattr(self, field), "must be at least 0")
         for field in ("python", "folder"):
             if "\0" in getattr(self, field) or "\n" in getattr(self, field):
                 raise ConfigError(field, getattr(self, field), "must be a path on one line")
+        self._check_nodes()
+
+    def _check_nodes(self) -> None:
+        if self.nodes and self.processes % self.nodes:
+            remedy = f"must divide the {self.processes} processes: each node has as many"
+            raise ConfigError("nodes", self.nodes, remedy)
+        # jax gives each process of a node the device of its number there.
+        here, gpus = self.processes // (self.nodes or 1), _gpus(self.gres)
+        if self.processes > 1 and 0 < gpus < here:
+            remedy = (
+                f"the {here} processes of a node have a GPU each: ask for {here}, or more nodes"
+            )
+            raise ConfigError("gres", self.gres, remedy)
 
 
 def script(sweep: str, settings: Array) -> str:
@@ -113,7 +159,8 @@ def script(sweep: str, settings: Array) -> str:
         "job-name": settings.name,
         # Identifiers are in the script: numbers would change their meaning when a sweep grows.
         "array": f"0-{len(trials) - 1}{limit}",
-        "ntasks": 1,
+        "ntasks": settings.processes,
+        **_nodes(settings),
         "cpus-per-task": settings.cores,
         **{field: value for field in _OPTIONS if (value := getattr(settings, field))},
         "signal": f"B:TERM@{settings.grace}",
@@ -122,6 +169,7 @@ def script(sweep: str, settings: Array) -> str:
     }
     lines = [f"#SBATCH --{option}={value}" for option, value in options.items()]
     directory = os.path.abspath(sweep)
+    start, stop, end = _start_stop_end(settings)
     return TEMPLATE.format(
         options="\n".join([*lines, "#SBATCH --requeue"]),
         trials=" ".join(trials),
@@ -129,8 +177,38 @@ def script(sweep: str, settings: Array) -> str:
         folder=shlex.quote(os.path.abspath(settings.folder or ".")),
         python=shlex.quote(settings.python),
         sweep=shlex.quote(directory),
-        restart=RESTART,
+        start=start,
+        stop=stop,
+        end=end,
     )
+
+
+def _nodes(settings: Array) -> dict[str, int]:
+    """Without the second Slurm may put all but one process on the first node."""
+    if not settings.nodes:
+        return {}
+    return {
+        "nodes": settings.nodes,
+        "ntasks-per-node": settings.processes // settings.nodes,
+    }
+
+
+def _gpus(gres: str) -> int:
+    """How many GPUs of a node are asked for; 0 if none are."""
+    asked = [re.sub(r"\(.*", "", part).split(":") for part in gres.split(",")]
+    counts = [words[-1] for words in asked if words[0] == "gpu"]
+    return sum(int(count) if count.isdecimal() else 1 for count in counts)
+
+
+def _start_stop_end(settings: Array) -> tuple[str, str, str]:
+    """What the script has before the worker, to ask it to save, and when it has ended."""
+    if settings.processes == 1:
+        return "", STOP_ONE, END_ONE.format(restart=RESTART)
+    start = START.format(
+        name=PROCESSES, processes=settings.processes, cores=settings.cores, linger=int(LINGER)
+    )
+    end = END.format(restart=RESTART, aborted=ABORTED, restarts=settings.restarts)
+    return start, STOP, end
 
 
 def render(sweep: str, settings: Array) -> pathlib.Path:
@@ -167,7 +245,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The settings as arguments of a command."""
     usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Array)}
     words = {
-        "cores": "of each trial",
+        "processes": "of each trial, as one job (default: 1)",
+        "nodes": "of each trial (default: as Slurm likes)",
+        "cores": "of each process",
+        "restarts": "of a trial of several processes (default: 100)",
         "limit": "trials at once (default: any)",
         "grace": "seconds before the time limit at which trials save",
         "python": "the interpreter (default: this one)",

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 RESTART, MEND, CRASH = 42, 2, 1
+ABORTED = 134  # by SIGABRT: jax has ended a process that had lost another, before it could itself
 SUCCESS, FAILED = "_SUCCESS", "_FAILED"
 #: How many processes work on a trial, where a backend starts more than one; which one this is, from
 #: 0, where the cluster does not say so itself: ``JAX_COORDINATOR_ADDRESS`` is then of the first.

@@ -1,4 +1,4 @@
-"""An experiment with sweeps: the brief life of the bench, or a job that only writes a number."""
+"""An experiment with sweeps: the brief life of the bench, a fit over a mesh, or a mere number."""
 
 import dataclasses
 import json
@@ -6,13 +6,18 @@ import os
 import pathlib
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.axes import fixed, product, sweep, vmap, zipit
 from sleeplm.core.checks import at_least
 from sleeplm.core.errors import ConfigError
 from sleeplm.runtime.config import load_config
+from sleeplm.runtime.learners import MeshConfig
 from sleeplm.runtime.lifecycle import Moment
+from sleeplm.runtime.placing import everywhere, place
 from sleeplm.runtime.run import Stage
 
 LIFE = pathlib.Path(__file__).parents[1] / "bench" / "tiny_life.py"
@@ -68,8 +73,45 @@ class Job:
         (run.directory / "done.json").write_text(json.dumps({"seed": self.seed, "cores": cores}))
 
 
+@dataclasses.dataclass
+class Descent:
+    """Fits a line to rows that lie on all devices of all processes; naps at every step."""
+
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    steps: int = 24
+    nap: float = 0.0
+    keep: int = 3
+    save_seconds: float = 0.0
+
+    def run(self, run) -> None:
+        mesh = self.mesh.make()
+        run.claim()
+        (run.directory / f"pid{jax.process_index()}").write_text(str(os.getpid()))
+        x = np.linspace(-1, 1, 16, dtype=np.float32)
+        rows = place(np.stack([x, 3 * x + 1], 1), NamedSharding(mesh, PartitionSpec("data")))
+
+        def loss(line, rows):
+            return jnp.mean((line[0] * rows[:, 0] + line[1] - rows[:, 1]) ** 2)
+
+        @jax.jit
+        def step(line, rows):
+            value, slope = jax.value_and_grad(loss)(line, rows)
+            return line - 0.1 * slope, value
+
+        def move(state):
+            time.sleep(self.nap)
+            line, value = step(state["line"], rows)
+            return {"line": line}, {"loss": (value, 1.0)}
+
+        moments = [Moment(f"step {i}", {"step": i}, move) for i in range(self.steps)]
+        newborn = {"line": np.zeros(2, np.float32)}
+        run.stage(Stage("descent", lambda: everywhere(newborn, mesh), moments, None))
+
+
 def get_config(kind: str = "job"):
-    return load_config(f"{LIFE}:brief", []) if kind == "life" else Job()
+    if kind == "life":
+        return load_config(f"{LIFE}:brief", [])
+    return Descent() if kind == "descent" else Job()
 
 
 def sweep_rates():

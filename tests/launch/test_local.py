@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from launch.collect import collect, status
 from launch.lease import EXPIRY, LEASE, read_lease
 from launch.local import Limits, Local
 from launch.trials import directory_of
-from launch.worker import SUCCESS
+from launch.worker import SUCCESS, work
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime.config import read_module
+from sleeplm.runtime.metrics import read_metrics
 
 CORES = len(os.sched_getaffinity(0))
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -100,11 +104,73 @@ def test_a_trial_that_is_killed_goes_on_and_one_interrupt_saves(a_sweep):
     assert [json.loads(line)["position"] for line in lines] == list(range(80))
 
 
+@pytest.fixture
+def fitted(new_sweep, monkeypatch):
+    """A sweep that one process has run on four devices; those started later have two each."""
+    whole = new_sweep("whole").expand(kind="descent", **{"mesh.data": 4})
+    assert work(str(whole), "0", EXPIRY) == 0
+    for name, value in simulated.place(2)[1].items():
+        monkeypatch.setenv(name, value)
+    return whole
+
+
+def losses(sweep):
+    return [line["loss"] for line in read_metrics(sweep.trial() / "metrics.jsonl")]
+
+
+def logs(sweep):
+    return {path.name: path.read_text() for path in (sweep.folder / "logs").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_processes_is_one_job_and_gives_what_one_process_gives(
+    fitted, a_sweep, capsys
+):
+    a_sweep.expand(kind="descent", **{"mesh.data": 4})
+    assert main(["local", str(a_sweep), "--processes", "2"]) == 0
+    assert "1 finished, 0 running" in capsys.readouterr().err
+    assert len({(a_sweep.trial() / f"pid{i}").read_text() for i in range(2)}) == 2
+    assert losses(a_sweep) == pytest.approx(losses(fitted), rel=1e-5)
+    assert {*logs(a_sweep)} == {f"{a_sweep.trials[0].id}{end}" for end in (".log", ".1.log")}
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_is_killed_both_start_again_and_one_interrupt_saves_both(
+    fitted, a_sweep
+):
+    a_sweep.expand(kind="descent", **{"mesh.data": 4, "nap": 0.1})
+    command = [sys.executable, "-m", "launch", "local", str(a_sweep), "--processes", "2"]
+    local = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    timings, pid = a_sweep.trial() / "timings.jsonl", a_sweep.trial() / "pid1"
+    wait_until(timings.exists)
+    wait_until(lambda: b"step 4" in timings.read_bytes())
+    killed = int(pid.read_text())
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: int(pid.read_text() or killed) != killed)
+    wait_until(lambda: b"step 9" in timings.read_bytes())
+    local.send_signal(signal.SIGINT)
+    said = local.communicate(timeout=60)[1]
+    assert local.returncode == 130
+    assert "ended with status -9" in said and "will go on" in said and "stopped" in said
+    first, second = (logs(a_sweep)[f"{a_sweep.trials[0].id}{end}"] for end in (".log", ".1.log"))
+    assert "another process is lost" in first and "lost" not in second
+    assert first.count("going on from") == 1
+    assert "stopped by SIGTERM; saved" in first and "stopped by SIGTERM; saved" in second
+    assert len(losses(a_sweep)) < len(losses(fitted))
+    assert Local(str(a_sweep), Limits(processes=2)).run() == 0
+    assert losses(a_sweep) == pytest.approx(losses(fitted), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
         (Limits(jobs=0), "jobs = 0"),
-        (Limits(jobs=2, cores=CORES), "need more than"),
+        (Limits(jobs=2, cores=CORES), f"2 jobs of {CORES} cores each need more than the {CORES}"),
+        (
+            Limits(jobs=2, processes=CORES, cores=1),
+            f"cores = 1: 2 jobs of {CORES} processes of 1 cores each need more than the {CORES}",
+        ),
+        (Limits(processes=0), "processes = 0"),
         (Limits(memory=-1), "memory = -1"),
     ],
 )
