@@ -35,6 +35,7 @@ TEMPLATE = """\
 set -u
 trials=({trials})
 trial=${{trials[$SLURM_ARRAY_TASK_ID]}}
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 exec >>{logs}/"$trial.log" 2>&1
 cd {folder} || exit 2
 {start}{python} -m launch.worker --sweep {sweep} --trial "$trial" &
@@ -52,27 +53,30 @@ done
 {end}exit "$status"
 """
 
+#: Whether Slurm is ending a task for good, as upon scancel: it stays so.
+ENDING = 'scontrol --oneliner show job "$task" | grep -q JobState=COMPLETING'
+
 #: Of one process.
 STOP_ONE = 'kill -TERM "$worker"'
 END_ONE = """\
-if [ "$status" -eq {restart} ]; then
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+if [ "$status" -eq {restart} ] &&
+  ! {ending}; then
+  scontrol requeue "$task"
 fi
 """
 
 #: Of several. One that has ended badly leaves the others alive, which save or notice themselves.
 START = """\
 export {name}={processes}
-task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 srun --ntasks={processes} --cpus-per-task={cores} --kill-on-bad-exit=0 --wait={linger} --label \\
   """
 # Slurm signals the processes: srun itself would kill them upon SIGTERM.
 STOP = 'scancel --signal=TERM "$task"'
-# srun gives the largest status of all. A task that is being ended, as by scancel, stays so.
+# srun gives the largest status of all.
 END = """\
 case $status in {restart} | {aborted})
   if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] &&
-    ! scontrol --oneliner show job "$task" | grep -q JobState=COMPLETING; then
+    ! {ending}; then
     scontrol requeue "$task"
   fi
   ;;
@@ -203,11 +207,11 @@ def _gpus(gres: str) -> int:
 def _start_stop_end(settings: Array) -> tuple[str, str, str]:
     """What the script has before the worker, to ask it to save, and when it has ended."""
     if settings.processes == 1:
-        return "", STOP_ONE, END_ONE.format(restart=RESTART)
+        return "", STOP_ONE, END_ONE.format(restart=RESTART, ending=ENDING)
     start = START.format(
         name=PROCESSES, processes=settings.processes, cores=settings.cores, linger=int(LINGER)
     )
-    end = END.format(restart=RESTART, aborted=ABORTED, restarts=settings.restarts)
+    end = END.format(restart=RESTART, aborted=ABORTED, restarts=settings.restarts, ending=ENDING)
     return start, STOP, end
 
 

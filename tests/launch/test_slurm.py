@@ -139,6 +139,11 @@ def test_a_trial_that_was_stopped_and_saved_goes_into_the_queue_again(cluster):
     assert said(cluster) == ["requeue 77_2"]
 
 
+def test_a_trial_that_was_cancelled_stays_so(cluster):
+    assert task(cluster, 0, STATUS="42", STATE="COMPLETING").wait(30) == 42
+    assert not said(cluster)
+
+
 @pytest.mark.parametrize("status", [1, 2, 75])
 def test_any_other_end_is_that_of_the_task(cluster, status):
     assert task(cluster, 0, STATUS=str(status)).wait(30) == status
