@@ -12,6 +12,7 @@ from sleeplm.core.errors import ConfigError
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 SHAPE = re.compile(r"\b(pred|bf16|token|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]")
+PARENTHESIS = re.compile(r"[()]")
 OPCODE = re.compile(r"\s*([\w\-]+)\(")
 NAME = re.compile(r"%([\w.\-]+)")
 KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -110,10 +111,10 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 def _closing(text: str, start: int) -> int:
     """Where the parenthesis that opens at ``start`` closes."""
     depth = 0
-    for at in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[at], 0)
+    for found in PARENTHESIS.finditer(text, start):
+        depth += 1 if found[0] == "(" else -1
         if depth == 0:
-            return at
+            return found.start()
     return len(text) - 1
 
 
