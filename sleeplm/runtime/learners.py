@@ -26,8 +26,8 @@ from sleeplm.runtime.placing import place
 from sleeplm.runtime.rules import (
     AXES,
     REPLICA,
-    activations,
     kept_whole,
+    layout_of,
     shardings,
     state_specs,
 )
@@ -137,7 +137,7 @@ def ask_each(fn: Callable[..., PyTree], mesh: Mesh | None = None) -> Callable[..
         return jax.jit(each)
 
     def run(*arguments: PyTree) -> PyTree:
-        with layout.over(functools.partial(activations, mesh)):
+        with layout.over(layout_of(mesh)):
             return each(*arguments)
 
     return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))

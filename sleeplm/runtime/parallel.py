@@ -13,7 +13,6 @@ the same step, up to the order of floating-point sums.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core import layout
@@ -28,7 +28,7 @@ from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import placing
-from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs, activations
+from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs, layout_of
 
 Step = Callable[..., Any]
 #: The mesh axis, or several, over which rows are spread; None: they are not.
@@ -57,12 +57,13 @@ def mesh(
     count = math.prod(shape.values())
     if count > len(devices):
         raise ConfigError("mesh", shape, f"needs {count} devices; there are {len(devices)}")
-    return jax.make_mesh(
-        tuple(shape.values()),
-        tuple(shape),
-        axis_types=(AxisType.Auto,) * len(shape),
-        devices=devices[:count],
-    )
+    sizes, names, kinds = tuple(shape.values()), tuple(shape), (AxisType.Auto,) * len(shape)
+    try:
+        return jax.make_mesh(sizes, names, axis_types=kinds, devices=devices[:count])
+    except NotImplementedError:
+        # No axes of the torus have these sizes: some are cut.
+        cut = create_device_mesh(sizes, devices[:count], allow_split_physical_axes=True)
+        return Mesh(cut, names, axis_types=kinds)
 
 
 def row_axes(mesh: Mesh) -> RowAxis:
@@ -177,7 +178,7 @@ def jit_step(
         return jax.jit(step, donate_argnums=(0,) if donate else ())
 
     def laid_out(state: PyTree, batch: PyTree, key: jax.Array) -> Any:
-        with layout.over(functools.partial(activations, mesh)):
+        with layout.over(layout_of(mesh)):
             return step(state, batch, key)
 
     return _Compiled(lambda parts: laid_out, mesh, donate, axis, specs, state_specs)

@@ -13,6 +13,7 @@ one whose mesh axis there is none of. :func:`kept_whole` lists the former.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.layout import Layout
 from sleeplm.core.types import PyTree
 from sleeplm.models.cache import heads_first
 from sleeplm.runtime import placing
@@ -126,7 +128,14 @@ def cache_specs(cache: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(spec, cache)
 
 
-def activations(mesh: Mesh, axes: Sequence[str], shape: tuple[int, ...]) -> NamedSharding | None:
+def layout_of(mesh: Mesh) -> Layout:
+    """What models and losses are told of a mesh, see :mod:`sleeplm.core.layout`."""
+    rows = tuple(axis for axis in MESH_AXES["row"] if axis in mesh.shape)
+    devices = math.prod(mesh.shape[axis] for axis in rows)
+    return Layout(functools.partial(_activation, mesh), rows, devices)
+
+
+def _activation(mesh: Mesh, axes: Sequence[str], shape: tuple[int, ...]) -> NamedSharding | None:
     """Where an activation with these axes lies; None, so that the compiler is free, if rows do not
     fit the devices that they would be spread over, or the mesh has no axes."""
     if not mesh.shape:  # jax refuses what vmap makes of a place on such a mesh

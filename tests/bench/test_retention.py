@@ -28,6 +28,7 @@ EXPERIMENTS = [
     "retention_intents",
     "retention_nights",
     "retention_nights:200",
+    "retention_sweep",
     *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
 ]
 #: On SmolLM2, from the package that brings it.

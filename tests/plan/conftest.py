@@ -25,7 +25,7 @@ def small():
         )  # fmt: skip
         night = paper_v2(updates=1, inner=1, epochs=1, lam=0.0, alpha=1.0, cue_tokens=4)
         dream = DreamConfig(dreams=4, context_tokens=8, new_tokens=8, keep=1, extra=1, steps=2)
-        usual = {"rows": 2, "length": 32, "prompt": 8, "new": 8}
-        return PlanConfig(model, night, dream, **{**usual, **settings})
+        usual = {"dream": dream, "rows": 2, "length": 32, "prompt": 8, "new": 8}
+        return PlanConfig(model, night, **{**usual, **settings})
 
     return make

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.layout import in_batches
 from sleeplm.core.phase import add_metrics
 from sleeplm.core.types import (
     WRITER,
@@ -181,7 +182,9 @@ def whole_round(
                 asked["held"] = jax.tree.map(lambda x: x[row][None], batch["held"])
             return reward(variables, beside(variables, adapters), asked)
 
-        earned, told = _for_all(earnings, config.at_once)((trials.adapters, in_turn(given, index)))
+        earned, told = in_batches(
+            earnings, (trials.adapters, in_turn(given, index)), config.at_once
+        )
         kept = kept.astype(jnp.float32)
         accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
         metrics = {
@@ -308,9 +311,3 @@ def _prepared(
             new_tokens=config.new_tokens, temperature=config.temperature,
         )  # fmt: skip
     return contexts, batch
-
-
-def _for_all(fn: Callable[[PyTree], PyTree], at_once: int) -> Callable[[PyTree], PyTree]:
-    if at_once == 0:
-        return jax.vmap(fn)
-    return lambda each: jax.lax.map(fn, each, batch_size=at_once)

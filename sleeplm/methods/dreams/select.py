@@ -16,6 +16,7 @@ import optax
 
 from sleeplm.core import checks, tree
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.layout import in_batches
 from sleeplm.core.types import Array, Memory, Objective, PyTree, Variables
 from sleeplm.methods.dreams.config import SCORES
 
@@ -52,7 +53,7 @@ def example_gradients(
 
         return reduce(jax.grad(loss)(chosen))
 
-    return jax.lax.map(of_row, memory, batch_size=chunk)
+    return in_batches(of_row, memory, chunk)
 
 
 def row_loss(objective: Objective, variables: Variables, row: Memory) -> Array:
@@ -71,7 +72,7 @@ def mean_gradient(
 
     def loss(chosen: PyTree) -> Array:
         now = {**variables, "params": tree.merge(chosen, rest)}
-        losses = jax.vmap(lambda row: row_loss(objective, now, row))(memory)
+        losses = in_batches(lambda row: row_loss(objective, now, row), memory)
         return jnp.sum(losses * there) / jnp.maximum(there.sum(), 1.0)
 
     return jax.grad(loss)(chosen)

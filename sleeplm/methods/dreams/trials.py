@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sleeplm.core.layout import in_batches
 from sleeplm.core.types import Array, Memory, Objective, Params, PyTree, Variables
 from sleeplm.methods.adapters import beside, fresh_adapters
 
@@ -114,8 +115,6 @@ def attempts(
         def with_key(pair: tuple[Memory | Lesson, Array]) -> tuple[Trial, Array]:
             return one(variables, *pair)
 
-        if at_once == 0:
-            return jax.vmap(with_key)((memory, keys))
-        return jax.lax.map(with_key, (memory, keys), batch_size=at_once)
+        return in_batches(with_key, (memory, keys), at_once)
 
     return run
