@@ -59,8 +59,8 @@ def over(layout: Layout) -> Iterator[None]:
 def in_batches(fn: Callable[[Any], PyTree], each: PyTree, at_once: int = 0) -> PyTree:
     """``fn`` of every entry of ``each``, some at once: copies of a learner, rows on their own.
 
-    On a mesh whose devices have rows of their own, a batch of at least as many entries is spread
-    over these devices, and filled up so that each has as many.
+    On a mesh whose devices have rows of their own, a batch is filled up to a multiple of these
+    devices and spread over them: each makes its own entries, instead of a part of every one.
 
     Args:
       each: every array has the entries in front.
@@ -72,7 +72,7 @@ def in_batches(fn: Callable[[Any], PyTree], each: PyTree, at_once: int = 0) -> P
     count = len(jax.tree.leaves(each)[0])
     size = min(at_once or count, count)
     layout = _LAYOUT.get()
-    if layout is None or not 1 < layout.devices <= size:
+    if layout is None or layout.devices == 1:
         if size == count:
             return jax.vmap(fn)(each)
         return jax.lax.map(fn, each, batch_size=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from sleeplm.core import tree
 from sleeplm.methods.adapters import ADAPTERS, adapted, beside, with_adapters
 from sleeplm.methods.dreams.trials import Lesson, attempt, attempts, begin
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
+from sleeplm.runtime import parallel
+from sleeplm.runtime.rules import place, state_specs
 
 RANK, STEPS, TRIALS = 3, 4, 5
 KEYS = jax.random.split(jax.random.key(6), TRIALS)
@@ -55,6 +59,32 @@ def test_a_few_at_once_are_the_same_trials(tried):
     for at_once in (1, 2):
         got = run(tried, at_once=at_once)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want)
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_on_a_mesh_every_device_makes_its_own_and_nothing_is_summed_over_them(tried, at_once):
+    """Five trials fill four devices twice; parameters lie in pieces, which are gathered."""
+    model, variables, memory = tried
+    mesh = parallel.mesh({"fsdp": 4})
+    specs = functools.partial(state_specs, learners=False)
+    tries = attempts(
+        language_model(model, chunk=8), UPDATE, rank=RANK, steps=STEPS, at_once=at_once
+    )
+
+    def step(params, batch, key):
+        return params, tries({**variables, "params": params}, batch["memory"], batch["keys"])
+
+    over = parallel.jit_step(
+        step, mesh, donate=False, state_specs=specs,
+        specs=lambda batch, axis: jax.tree.map(lambda _: PartitionSpec(), batch),
+    )  # fmt: skip
+    params = place(variables["params"], mesh, specs)
+    batch = {"memory": memory, "keys": KEYS}
+    want, (_, got) = run(tried), over(params, batch, KEYS[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want)
+    program = over.lower(params, batch, KEYS[0]).compile().as_text()
+    assert "all-gather(" in program
+    assert not re.findall(r"= \w+\[[\d,]*\d\S* (?:all-reduce|reduce-scatter)\(", program)
 
 
 def test_a_trial_is_ordinary_lora_on_its_own_text(tried):

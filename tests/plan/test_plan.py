@@ -24,7 +24,7 @@ from sleeplm.plan.chips import CHIPS
 from sleeplm.plan.collectives import Collective
 from sleeplm.plan.compiling import Plan, compiled, room
 from sleeplm.plan.config import MeshConfig
-from sleeplm.plan.findings import SUMS, large_whole, unexpected, waiting
+from sleeplm.plan.findings import large_whole, unexpected, waiting
 from sleeplm.plan.fit import fit
 from sleeplm.plan.memory import by_kind, nbytes
 from sleeplm.plan.programs import placed, programs
@@ -302,18 +302,3 @@ def test_a_cache_is_laid_out_as_the_platform_that_is_planned_for_likes_it(one_pr
         planned = one_program("decode")[0].cache
     assert shapes["k"].shape == (2, 8, 2, 16, 32) and planned["k"].shape == (2, 8, 16, 2, 32)
     assert planned["k"].dtype == jnp.bfloat16
-
-
-def test_dreams_are_spread_over_the_chips_that_have_rows(one_program, small):
-    """Each chip tries dreams of its own: matrices are gathered, no activation is summed."""
-    dream = dataclasses.replace(small().dream, dreams=8, keep=3, extra=1, chunk=4, memories=4)
-
-    def summed(**changes):
-        settings = dataclasses.replace(dream, **changes)
-        made = compiled(*one_program("dream", dream=settings), CHIPS["v5e"])
-        return made, sum(c.nbytes * c.times for c in made.collectives if c.kind in SUMS)
-
-    together, bytes_together = summed()
-    _, bytes_apart = summed(at_once=1, chunk=1)
-    assert unusual(together) == []
-    assert bytes_together < bytes_apart / 4
