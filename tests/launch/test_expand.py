@@ -135,6 +135,14 @@ def test_a_fused_trial_has_the_learners_of_the_trials_that_it_stands_for():
     assert learners_of(config) == own
 
 
+def test_the_experiment_that_sweeps_has_the_same_24_learners_fused_and_apart():
+    experiment = str(pathlib.Path("experiments") / "retention_sweep.py")
+    (fused,) = expand(experiment, ["fused"])
+    apart = expand(experiment, ["apart"])
+    assert len(apart) == 24
+    assert learners_of(load(fused)) == [load(trial) for trial in apart]
+
+
 @calm
 @given(entries, st.randoms())
 def test_an_identifier_depends_on_the_settings_alone(entries, random):
