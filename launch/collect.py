@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from launch.axes import SWEEP
+from launch.axes import FUSED, SWEEP
 from launch.lease import EXPIRY, lease_age, process_lives, read_lease
 from launch.stores import is_remote, write_whole
 from launch.trials import Trial, directory_of, read_trials
@@ -25,6 +25,8 @@ from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import CONFIG, TIMINGS
 
 TABLE = "table.csv"
+#: Settings in which seeds of one arm differ, or that are named inside of a trial's results.
+OF_SEEDS = (*FUSED, "seeds", SWEEP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +99,19 @@ def collect(sweep: str, out: str | os.PathLike[str] = "") -> tuple[list[dict[str
     runs = [pathlib.Path(directory_of(sweep, trial)) for trial in finished]
     rows = [row for pair in zip(finished, runs, strict=True) for row in _rows(*pair)]
     directory = pathlib.Path(out or pathlib.Path(sweep) / "report")
-    report_runs(runs, directory)
+    report_runs(runs, directory, labels=labels(finished))
     write_whole(directory / TABLE, as_csv(rows))
     return rows, len(found) - len(finished)
+
+
+def labels(trials: Sequence[Trial]) -> list[str]:
+    """The settings of each trial that others have otherwise, seeds left out."""
+    values = [
+        {f: _cell(x) for f, x in trial.settings.items() if f not in OF_SEEDS} for trial in trials
+    ]
+    fields = sorted({field for one in values for field in one})
+    vary = [f for f in fields if len({str(one.get(f)) for one in values}) > 1]
+    return [",".join(f"{f}={one[f]}" for f in vary if f in one) for one in values]
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ def combine(
     results: Sequence[Mapping[str, Any]],
     names: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """One results of several runs.
 
@@ -29,7 +30,8 @@ def combine(
     same settings (other than seeds, the arms, and where things are kept) and no seed in common.
     A setting that one run does not know yet counts as alike where the other has its default, and a
     section that it does not know (of a phase that came later) whatever the other has there.
-    If they are not, or if there are several worlds, arms are named ``ARM@RUN``. A run has another
+    If they are not, or if there are several worlds, arms are named ``ARM@RUN``, or by a label that
+    all of their runs have and no other arm of that name has. A run has another
     world if its world's name, questions or number of days differ; its seeds are never paired with
     the other's. Neither are seeds whose days' texts differ (``world.digests``, one a seed).
 
@@ -37,6 +39,7 @@ def combine(
       results: as :func:`read_results` gives them.
       names: of the runs, all different; ``run1``, ``run2``, ... by default.
       defaults: of the settings, as a run's ``config`` has them.
+      labels: of each run, what tells it from runs with other settings; empty for none.
 
     Raises:
       ConfigError: a results is garbled, or names are not distinct.
@@ -56,11 +59,12 @@ def combine(
         for arm, entry in one["arms"].items():
             part = _Group([name], _named(entry, one, name, origin), world, _settings(one))
             _gather(groups.setdefault(arm, []), part, defaults)
-    arms = {
-        arm if len(found) == 1 and not several else f"{arm}@{'+'.join(group.names)}": group.seeds
-        for arm, found in groups.items()
-        for group in found
-    }
+    told = dict(zip(names, labels or [""] * len(names), strict=True))
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for arm, found in groups.items():
+        alone = len(found) == 1 and not several
+        for title, group in zip(_titles(found, told), found, strict=True):
+            arms[arm if alone else f"{arm}@{title}"] = group.seeds
     by_run = {
         entry: dict(zip(names, (one.get(entry) for one in results), strict=True))
         for entry in ("config", "digest", "world")
@@ -116,6 +120,17 @@ def _gather(groups: list[_Group], part: _Group, defaults: Mapping[str, Any] | No
             group.seeds += part.seeds
             return
     groups.append(part)
+
+
+def _titles(groups: Sequence[_Group], labels: Mapping[str, str]) -> list[str]:
+    """What tells groups of an arm apart: their one label, if no other has it, or their runs."""
+    own = [{labels[name] for name in group.names} for group in groups]
+    return [
+        next(iter(mine))
+        if len(mine) == 1 and mine != {""} and sum(bool(mine & other) for other in own) == 1
+        else "+".join(group.names)
+        for mine, group in zip(own, groups, strict=True)
+    ]
 
 
 def _named(

@@ -86,11 +86,13 @@ def report_runs(
     out: str | os.PathLike[str],
     defaults: Mapping[str, Any] | None = None,
     against: str = "",
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Writes the report of one or several finished runs into the directory ``out``.
 
     Args:
       defaults: of the settings, for runs from before some of them existed: see :func:`combine`.
+      labels: of the runs, see there.
       against: see :func:`write_report`.
 
     Raises:
@@ -101,7 +103,7 @@ def report_runs(
     paths = [str(pathlib.Path(run) / RESULTS) for run in runs]
     for one, path in zip(results, paths, strict=True):
         read_arms(one, path)
-    return write_report(out, combine(results, names, defaults), ", ".join(paths), against)
+    return write_report(out, combine(results, names, defaults, labels), ", ".join(paths), against)
 
 
 def summarize(results: Mapping[str, Any], path: str = RESULTS, against: str = "") -> dict[str, Any]:

@@ -202,3 +202,20 @@ def test_one_bad_run_among_several_is_named_and_nothing_is_written(tmp_path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
     assert not out.exists()
+
+
+def test_runs_with_other_settings_are_named_by_labels_where_these_tell_them_apart():
+    def run(rate: float, seed: int) -> dict:
+        results = make_results(sleep=make_seeds(SLEEP, [seed]))
+        return results | {"config": {"seed": seed, "rate": rate}}
+
+    runs = [run(rate, seed) for rate in (0.1, 0.2) for seed in (0, 1)]
+    names = ["a", "b", "c", "d"]
+    told = combine(runs, names, labels=["rate=0.1", "rate=0.1", "rate=0.2", "rate=0.2"])
+    assert list(told["arms"]) == ["sleep@rate=0.1", "sleep@rate=0.2"]
+    assert [len(seeds) for seeds in told["arms"].values()] == [2, 2]
+    for labels in (None, [""] * 4, ["x"] * 4, ["x", "y", "z", "z"]):
+        titles = list(combine(runs, names, labels=labels)["arms"])
+        assert titles == ["sleep@a+b", "sleep@z" if labels and "z" in labels else "sleep@c+d"]
+    alike = combine(runs[:2], names[:2], labels=["rate=0.1"] * 2)
+    assert list(alike["arms"]) == ["sleep"]
