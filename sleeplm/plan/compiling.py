@@ -48,7 +48,9 @@ class Planned:
     Attributes:
       name, about, tokens: see :class:`~sleeplm.plan.programs.Program`.
       fits: whether the compiler found room for it.
-      needs: bytes at the fullest, arguments included.
+      needs: bytes of all that a call is given, returns and works with. Where parts of it share room
+        that is more than there ever is at once, and may be more than a chip's memory.
+      peak: bytes at the fullest by the compiler's count; 0 where it has none.
       memory: bytes by kind, see :data:`~sleeplm.plan.memory.KINDS`; ``padding`` of these to whole
         tiles; ``cache``, the largest key/value cache; ``activations``, all else that a call needs.
         Without the last two where it does not fit.
@@ -67,6 +69,7 @@ class Planned:
     needs: float
     memory: dict[str, float]
     gradient: float = 0.0
+    peak: float = 0.0
     flops: float = 0.0
     collectives: tuple[Collective, ...] = ()
     donated: bool = False
@@ -165,7 +168,8 @@ def compiled(program: Program, mesh: Mesh, chip: Chip, *, fast: bool = False) ->
     unusual = unexpected(found.collectives, program.state, program.gradient)
     return Planned(
         program.name, program.about, program.tokens, True, arguments + fresh + temporary, kinds,
-        gradient=program.gradient, flops=found.flops, collectives=found.collectives, bound=bound,
+        gradient=program.gradient, peak=getattr(memory, "peak_memory_in_bytes", 0),
+        flops=found.flops, collectives=found.collectives, bound=bound,
         bounded=found.bounded,
         donated=not refused and memory.alias_size_in_bytes >= _state_bytes(state),
         warnings=(*whole, *waiting(bound), *unusual),

@@ -27,9 +27,10 @@ def _program(plan: Plan, p: Planned) -> str:
     share = p.needs / plan.chip.memory
     verdict = "fits" if p.fits else "DOES NOT FIT"
     kinds = ", ".join(f"{name} {in_words(size)}" for name, size in p.memory.items() if size)
+    peak = f", {in_words(p.peak)} at the fullest" if p.peak else ""
     lines = [
         f"{p.name}: {p.about}",
-        f"  memory {in_words(p.needs)} ({share:.0%}), {verdict}: {kinds}",
+        f"  memory {in_words(p.needs)} ({share:.0%}){peak}, {verdict}: {kinds}",
     ]
     if p.bound is not None:
         per_token = p.flops * plan.chips / p.tokens
