@@ -36,11 +36,12 @@ class DreamConfig:
         that were tried: let them be all (``keep``), and all scores are compared on the same dreams.
       score_rows: rows of a dream that its gradient is taken of, where it is learned as several; 0:
         all of them.
-      chunk: dreams whose gradients stand in memory at once.
+      chunk: dreams whose gradients stand in memory at once; on a mesh at least one on each device
+        that has rows.
       keep: k, dreams kept by score. extra: b, kept at random.
       rank: of a trial's adapters. steps, learning_rate: of a trial (Adam). batch: rows of a step,
         where a dream is learned as several; 0: all of them.
-      at_once: trials that are made as one batch; 0: all.
+      at_once: trials that are made as one batch; 0: all. On a mesh as with ``chunk``.
       reward: ``agreement`` with oneself, for want of a task (no tau): the held-back parts of the
         contexts become likelier and memories not unlikelier; ``questions`` (tau): held-back
         questions of the batch are answered better.
