@@ -44,22 +44,19 @@ def test_eight_devices_can_be_laid_out_in_twenty_ways():
     assert {"replica": 2, "fsdp": 2, "tensor": 2} in list(factorisations(8))
 
 
-def test_wake_steps_are_the_same_under_every_layout_of_eight_devices():
-    status, found = differences("wake", "--devices", "8")
-    assert status == 0 and [one["mesh"] for one in found] == list(factorisations(8))
+def test_wake_steps_are_the_same_along_every_axis_and_along_three_at_once():
+    """The other twelve layouts of eight devices, and 1, 2 and 4: ``sleeplm.bench.meshes``."""
+    meshes = [mesh for mesh in factorisations(8) if len(mesh) != 2]
+    shapes = (",".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in meshes)
+    status, found = differences("wake", *(f"--mesh={shape}" for shape in shapes))
+    assert status == 0 and [one["mesh"] for one in found] == meshes and len(meshes) == 8
     hold(found)
     assert any(one["params"] > 0 for one in found)  # they are other programs
 
 
 def test_a_night_with_rollouts_and_imitation_is_the_same_on_a_mesh():
-    meshes = ("data=2,fsdp=2,tensor=2", "replica=2,data=2,tensor=2")
-    status, found = differences("seeding", *(f"--mesh={mesh}" for mesh in meshes))
-    assert status == 0 and len(found) == 2
-    hold(found)
-
-
-def test_a_round_of_dreams_that_is_learned_is_the_same_on_a_mesh():
-    status, found = differences("dreaming", "--mesh=data=2,fsdp=2,tensor=2")
+    """Dreams on a mesh: ``tests/bench/test_mesh_life.py``."""
+    status, found = differences("seeding", "--mesh=replica=2,data=2,tensor=2")
     assert status == 0 and len(found) == 1
     hold(found)
 
