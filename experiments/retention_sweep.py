@@ -13,12 +13,12 @@ its own: once as 24 trials, once fused into one.
 What both took, and what came out, is in docs/scale.md.
 """
 
-from sleeplm.bench.presets import bench, levels, night
+from sleeplm.bench.presets import UNSEEN, bench, levels, night
 from sleeplm.bench.retention import RetentionConfig
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.config import ModelConfig
 
-LAMBDAS, ALPHAS, SEEDS = (0.2, 0.5, 0.8), (0.5, 0.9), range(300, 304)
+LAMBDAS, ALPHAS, SEEDS = (0.2, 0.5, 0.8), (0.5, 0.9), range(UNSEEN, UNSEEN + 4)
 STEPS = 90
 
 
@@ -33,8 +33,8 @@ def get_config() -> RetentionConfig:
         exam_pretrain=60,
         steps=STEPS,
         epochs=5.0,
-        seed=SEEDS[0],
-        world_seed=SEEDS[0],
+        seed=UNSEEN,
+        world_seed=UNSEEN,
         arms=["sleep"],
         model=ModelConfig(
             vocab_size=1024,

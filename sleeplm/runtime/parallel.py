@@ -28,7 +28,7 @@ from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import placing
-from sleeplm.runtime.rules import DATA, MESH_AXES, REPLICA, StateSpecs, layout_of
+from sleeplm.runtime.rules import DATA, REPLICA, StateSpecs, axes_with_rows, layout_of
 
 Step = Callable[..., Any]
 #: The mesh axis, or several, over which rows are spread; None: they are not.
@@ -68,7 +68,7 @@ def mesh(
 
 def row_axes(mesh: Mesh) -> RowAxis:
     """The axes of a mesh that rows are spread over: ``data``, ``fsdp``, both, or none."""
-    over = tuple(axis for axis in MESH_AXES["row"] if axis in mesh.shape)
+    over = axes_with_rows(mesh)
     return over[0] if len(over) == 1 else over or None
 
 

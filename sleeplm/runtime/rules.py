@@ -130,9 +130,14 @@ def cache_specs(cache: PyTree, mesh: Mesh) -> PyTree:
 
 def layout_of(mesh: Mesh) -> Layout:
     """What models and losses are told of a mesh, see :mod:`sleeplm.core.layout`."""
-    rows = tuple(axis for axis in MESH_AXES["row"] if axis in mesh.shape)
+    rows = axes_with_rows(mesh)
     devices = math.prod(mesh.shape[axis] for axis in rows)
     return Layout(functools.partial(_activation, mesh), rows, devices)
+
+
+def axes_with_rows(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of a mesh along which devices have rows of their own."""
+    return tuple(axis for axis in MESH_AXES["row"] if axis in mesh.shape)
 
 
 def _activation(mesh: Mesh, axes: Sequence[str], shape: tuple[int, ...]) -> NamedSharding | None:
