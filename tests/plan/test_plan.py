@@ -302,3 +302,10 @@ def test_a_cache_is_laid_out_as_the_platform_that_is_planned_for_likes_it(one_pr
         planned = one_program("decode")[0].cache
     assert shapes["k"].shape == (2, 8, 2, 16, 32) and planned["k"].shape == (2, 8, 16, 2, 32)
     assert planned["k"].dtype == jnp.bfloat16
+
+
+@needs_libtpu
+def test_a_mesh_whose_sizes_are_no_axes_of_the_torus_cuts_some():
+    over = mesh({"data": 32, "fsdp": 32}, topology.devices("v5p:8x8x16"))
+    assert dict(over.shape) == {"data": 32, "fsdp": 32}
+    assert len({device.id for device in over.devices.flat}) == 1024
