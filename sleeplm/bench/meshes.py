@@ -1,5 +1,8 @@
 """Is a step the same on any mesh? ``python -m sleeplm.bench.meshes [PHASE ...] [--mesh SHAPE]``.
 
+``--form shard_map`` and ``--form pmap`` (over learners) ask it of the other forms, on the meshes
+that they have: without ``replica``, and with nothing else. Dreams have no ``shard_map``.
+
 Takes wake steps, a seeding step (rollouts and imitation included) and a learned round of dreams of
 a small learner on one device, and on 1, 2, 4 and 8 simulated ones under every factorisation of
 the axes ``replica``, ``data``, ``fsdp`` and ``tensor``; prints the largest differences. With
@@ -14,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +44,7 @@ from sleeplm.runtime import parallel
 from sleeplm.runtime.rules import AXES, REPLICA, place, state_specs
 
 TOLERANCE = 1e-5
+FORMS = ("jit", "shard_map", "pmap")
 SIZES = (1, 2, 4, 8)
 ROWS, LENGTH, CUE = 16, 12, 4
 FAST = LevelConfig("fast", kind="graft", width=16, period=1, night=4, learning_rate=3e-3)
@@ -89,11 +93,15 @@ Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
 
 
 class Case(NamedTuple):
-    """A phase to hold against itself: ``state(e)`` and ``batches(e)`` are those of learner e."""
+    """A phase to hold against itself: ``state(e)`` and ``batches(e)`` are those of learner e.
+
+    ``make(axis)`` is the step for rows that are spread over a named axis, if there is one.
+    """
 
     step: Step
     state: Callable[[int], State]
     batches: Callable[[int], list[PyTree]]
+    make: Callable[[Any], Step] | None = None
 
 
 class Differences(NamedTuple):
@@ -117,7 +125,12 @@ class Differences(NamedTuple):
 def awake() -> Case:
     """Three wake steps; the last rows of each batch are padding."""
     phase = wake(MODEL, chunk=8)
-    return Case(phase.step, _newborns(phase), lambda e: [_text(9 * e + i) for i in range(3)])
+    return Case(
+        phase.step,
+        _newborns(phase),
+        lambda e: [_text(9 * e + i) for i in range(3)],
+        lambda axis: wake(MODEL, chunk=8, axis_name=axis).step,
+    )
 
 
 def seeding() -> Case:
@@ -125,7 +138,12 @@ def seeding() -> Case:
     parts = night(MODEL, SLEEP, "fast", "slow")
     rows = {"rows": np.arange(2 * ROWS, dtype=np.int32).reshape(2, ROWS), "today": np.int32(0)}
     born, begin = _newborns(parts.seed), jax.jit(parts.begin)
-    return Case(parts.seed.step, lambda e: begin(born(e), rows, _key(e, 50))[0], lambda e: [rows])
+    return Case(
+        parts.seed.step,
+        lambda e: begin(born(e), rows, _key(e, 50))[0],
+        lambda e: [rows],
+        lambda axis: night(MODEL, SLEEP, "fast", "slow", axis_name=axis).seed.step,
+    )
 
 
 def dreaming() -> Case:
@@ -235,22 +253,26 @@ class Comparison:
         return lived._replace(moved=float(max(jax.tree.leaves(moved))))
 
     @staticmethod
-    def _live(step: Step, state: State, batches: list, key: Callable[[int], Array]) -> Lived:
+    def _live(
+        step: Step, state: State, batches: list, key: Callable[[int], Array], gives: bool = True
+    ) -> Lived:
         metrics: Metrics = {}
         for i, batch in enumerate(batches):
             before, (state, metrics) = state, step(state, batch, key(i))
-            if not all(x.is_deleted() for x in jax.tree.leaves(before.params)):
+            if gives and not all(x.is_deleted() for x in jax.tree.leaves(before.params)):
                 raise AssertionError("the old state was not given away")
         total, weight = metrics["loss"]
         return Lived(jax.device_get(_without_keys(state)), np.asarray(total / weight))
 
-    def on(self, shape: dict[str, int]) -> Differences:
-        """The largest differences on a mesh of that shape."""
+    def on(self, shape: dict[str, int], form: str = "jit") -> Differences:
+        """The largest differences on a mesh of that shape, in one of :data:`FORMS`."""
         mesh, step = parallel.mesh(shape), self.case.step
         count = shape.get(REPLICA, 1)
         numbers = range(count)
         if count == 1:
             over = parallel.jit_step(step, mesh, state_specs=state_specs)
+            if form == "shard_map" and self.case.make is not None:
+                over = parallel.shard_map_step(self.case.make, mesh, state_specs=state_specs)
             state, batches = self.case.state(0), self.case.batches(0)
             got = self._live(over, place(state, mesh), batches, lambda i: _key(0, i))
             return _compare(got, self._alone(0))
@@ -262,7 +284,11 @@ class Comparison:
         def keys(i: int) -> Array:
             return jnp.stack([_key(e, i) for e in numbers])
 
-        got = self._live(over, place(state, mesh), batches, keys)
+        if form == "pmap":  # takes what lies on one device, and gives nothing of it away
+            over = parallel.pmap_learners(step, donate=False)
+            got = self._live(over, state, batches, keys, gives=False)
+        else:
+            got = self._live(over, place(state, mesh), batches, keys)
         each = [_compare(got.only(e), self._alone(e)) for e in numbers]
         loss, params, others, integers, _ = np.max(each, axis=0)  # NaN, if there is one
         moved = min(one.moved for one in each)
@@ -293,11 +319,19 @@ def _compare(got: Lived, want: Lived) -> Differences:
     return Differences(loss, floats["params"], floats["others"], wrong, want.moved)
 
 
+def _has(form: str, shape: dict[str, int]) -> bool:
+    """Whether a form has a mesh of that shape."""
+    if form == "pmap":
+        return set(shape) == {REPLICA}
+    return form == "jit" or (REPLICA not in shape and bool(shape))
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sleeplm.bench.meshes")
     parser.add_argument("phases", nargs="*", help=f"of {', '.join(CASES)}; none: all")
     parser.add_argument("--mesh", action="append", help="data=2,tensor=4; repeat for more")
     parser.add_argument("--devices", type=int, help="only meshes of that many")
+    parser.add_argument("--form", default="jit", help=f"one of {', '.join(FORMS)}")
     parser.add_argument("--json", action="store_true", help="one JSON document a mesh")
     return parser.parse_args(argv)
 
@@ -318,17 +352,23 @@ def main(argv: list[str]) -> int:
     args = _parse(argv)
     for phase in args.phases:
         checks.one_of("phase", phase, CASES)
+    checks.one_of("--form", args.form, FORMS)
     shapes = [_shape(text) for text in args.mesh or ()]
+    for shape in shapes:
+        remedy = "shard_map has no replica, pmap nothing else: name another mesh, or another form"
+        checks.require(_has(args.form, shape), "--mesh", shape, f"not with {args.form}: {remedy}")
     if not shapes:
         sizes = [args.devices] if args.devices else SIZES
-        shapes = [shape for n in sizes for shape in factorisations(n)]
+        shapes = [m for n in sizes for m in factorisations(n) if _has(args.form, m)]
     jax.config.update("jax_num_cpu_devices", max(SIZES))
     good = True
     for phase in args.phases or CASES:
+        if args.form == "shard_map" and phase == "dreaming":
+            continue  # it has no such form
         comparison = Comparison(CASES[phase]())
         for shape in shapes:
             began = time.perf_counter()
-            found = comparison.on(shape)
+            found = comparison.on(shape, args.form)
             good &= found.good
             if args.json:
                 line = json.dumps({"phase": phase, "mesh": shape, **found._asdict()})

@@ -73,3 +73,7 @@ def test_meshes_and_phases_that_there_are_not_are_refused():
         main(["wake", "--mesh", "date=2"])
     with pytest.raises(ConfigError, match="phase = 'walk'"):
         main(["walk"])
+    with pytest.raises(ConfigError, match=r"--form = 'pmpa'.*did you mean 'pmap'"):
+        main(["--form", "pmpa"])
+    with pytest.raises(ConfigError, match=r"--mesh = \{'data': 2\}: not with pmap"):
+        main(["wake", "--form", "pmap", "--mesh", "data=2"])
