@@ -1,7 +1,7 @@
 """Is a step the same on any mesh? ``python -m sleeplm.bench.meshes [PHASE ...] [--mesh SHAPE]``.
 
 ``--form shard_map`` and ``--form pmap`` (over learners) ask it of the other forms, on the meshes
-that they have: without ``replica``, and with nothing else. Dreams have no ``shard_map``.
+that they have: without ``replica``, and with nothing else.
 
 Takes wake steps, a seeding step (rollouts and imitation included) and a learned round of dreams of
 a small learner on one device, and on 1, 2, 4 and 8 simulated ones under every factorisation of
@@ -95,13 +95,13 @@ Step = Callable[[State, PyTree, Array], tuple[State, Metrics]]
 class Case(NamedTuple):
     """A phase to hold against itself: ``state(e)`` and ``batches(e)`` are those of learner e.
 
-    ``make(axis)`` is the step for rows that are spread over a named axis, if there is one.
+    ``make(axis)`` is the step for rows that are spread over a named axis.
     """
 
     step: Step
     state: Callable[[int], State]
     batches: Callable[[int], list[PyTree]]
-    make: Callable[[Any], Step] | None = None
+    make: Callable[[Any], Step]
 
 
 class Differences(NamedTuple):
@@ -148,8 +148,13 @@ def seeding() -> Case:
 
 def dreaming() -> Case:
     """A round of dreams, and an update on those that were accepted."""
-    update = optimizer(SLEEP)
-    phase = consolidate(dreams(MODEL, DREAMS), language_model(MODEL, chunk=8), update)
+
+    def make(axis: Any = None) -> Phase:
+        extract = dreams(MODEL, DREAMS, axis_name=axis)
+        task = language_model(MODEL, chunk=8)
+        return consolidate(extract, task, optimizer(SLEEP), axis_name=axis)
+
+    phase = make()
 
     def contexts(e: int) -> list[PyTree]:
         text = _text(70 + e)
@@ -157,7 +162,7 @@ def dreaming() -> Case:
         given = {"tokens": text["tokens"][:, :6], "length": length}
         return [{"contexts": given, "today": np.int32(1)}]
 
-    return Case(phase.step, _newborns(phase), contexts)
+    return Case(phase.step, _newborns(phase), contexts, lambda axis: make(axis).step)
 
 
 CASES: dict[str, Callable[[], Case]] = {"wake": awake, "seeding": seeding, "dreaming": dreaming}
@@ -271,7 +276,7 @@ class Comparison:
         numbers = range(count)
         if count == 1:
             over = parallel.jit_step(step, mesh, state_specs=state_specs)
-            if form == "shard_map" and self.case.make is not None:
+            if form == "shard_map":
                 over = parallel.shard_map_step(self.case.make, mesh, state_specs=state_specs)
             state, batches = self.case.state(0), self.case.batches(0)
             got = self._live(over, place(state, mesh), batches, lambda i: _key(0, i))
@@ -363,8 +368,6 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_num_cpu_devices", max(SIZES))
     good = True
     for phase in args.phases or CASES:
-        if args.form == "shard_map" and phase == "dreaming":
-            continue  # it has no such form
         comparison = Comparison(CASES[phase]())
         for shape in shapes:
             began = time.perf_counter()

@@ -15,6 +15,7 @@ import optax
 
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.shares import summed, varying
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
 
 
@@ -67,15 +68,16 @@ def consolidate(
 
     def learn(state: State, memory) -> tuple[State, Metrics]:
         chosen, rest = tree.split(state.params, trainable)
-        varying = _vary(chosen, axis_name)
 
         def loss_fn(chosen: PyTree):
             variables = {**state.variables, "params": tree.merge(chosen, rest)}
             loss, weight, aux = objective(variables, memory)
             return loss, (weight, aux)
 
-        (loss, (weight, aux)), grads = jax.value_and_grad(loss_fn, has_aux=True)(varying)
-        loss, weight, aux, grads = _sum((loss, weight, aux, grads), axis_name)
+        (loss, (weight, aux)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            varying(chosen, axis_name)
+        )
+        loss, weight, aux, grads = summed((loss, weight, aux, grads), axis_name)
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8).astype(g.dtype), grads)
         norm = optax.global_norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -115,17 +117,6 @@ def consolidate(
         return state, metrics | jax.tree.map(lambda x: x[0], firsts)
 
     return Phase(init, step)
-
-
-def _vary(params: PyTree, axis_name: str | None) -> PyTree:
-    """Marks replicated parameters as per-device, so that gradients are summed once, by us."""
-    if axis_name is None:
-        return params
-    return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
-
-
-def _sum(values: PyTree, axis_name: str | None) -> PyTree:
-    return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
 def add_metrics(*parts: Metrics) -> Metrics:

@@ -123,7 +123,9 @@ def learner(
         s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if config.merges
     }
 
-    dreams = None if dream is None else dreaming(model, config, dream, pairs[0])
+    dreams = None
+    if dream is not None:
+        dreams = dreaming(model, config, dream, pairs[0], axis_name=axis_name)
 
     def init(params: Params, key: Array) -> State:
         private_key, root, pool_key = jax.random.split(key, 3)

@@ -32,6 +32,7 @@ from sleeplm.methods.dreams.write import memory_of
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
 from sleeplm.methods.update import optimizer
+from sleeplm.runtime import parallel
 
 pytestmark = pytest.mark.slow  # whole rounds take long to compile
 KEY = jax.random.key(8)
@@ -264,6 +265,48 @@ def test_a_round_keeps_the_laws(tiny, learning):
     testing.traces_once(make, state, batches)
     testing.vmapped_seeds_equal_a_loop(make, state, batches[0])
     testing.frozen_stay_frozen(make, state, batches, ["params", "slots", "anchors", "cues"])
+
+
+def for_four_devices(tiny, seed=0):
+    """A context for each device, one of which is padding; nothing else is a multiple of four."""
+    batch = contexts(tiny, seed)
+    rows = jax.tree.map(lambda x: np.concatenate([x, 0 * x[:1]]), batch["contexts"])
+    return {**batch, "contexts": rows}
+
+
+def on_four_devices(make, state, batch):
+    """The outcome of one step by four devices inside ``shard_map``, held to that of one alone."""
+    alone = make()
+    start = testing.begin(alone, state)
+    want = testing.run(jax.jit(alone.step), start, [batch])
+    mesh = parallel.mesh({"data": 4})
+    step = parallel.shard_map_step(lambda axis: make(axis).step, mesh, donate=False)
+    got = testing.run(step, parallel.replicate(start, mesh), [batch])
+    testing.same("3 (shard_map)", got, want, testing.Tolerance())
+    return want
+
+
+def test_devices_that_share_a_round_and_its_reinforcement_agree_with_one_alone(tiny, learning):
+    model, state = learning
+
+    def make(axis_name=None):
+        return reinforce(model, settings(sketch=16, margin=-1.0, worse=1.0), axis_name=axis_name)
+
+    want = on_four_devices(make, state, for_four_devices(tiny))
+    assert tree.differing(want.state.params[WRITER], state.params[WRITER])
+    assert {"lift_held", "lift_memories", "writer_loss"} <= want.metrics.keys()
+
+
+def test_devices_that_share_a_round_learn_the_dreams_of_one_alone(tiny, learning):
+    model, state = learning
+    update = optimizer(dataclasses.replace(tiny.config(), optimizer="sgd", learning_rate=0.1))
+
+    def make(axis_name=None):
+        extract = dreams(model, light(keep=1), reward=always, axis_name=axis_name)
+        return consolidate(extract, language_model(model, 8), update, axis_name=axis_name)
+
+    want = on_four_devices(make, state, for_four_devices(tiny))
+    assert tree.differing(want.state.params, state.params)
 
 
 # --- learning what was dreamt --------------------------------------------------------------------

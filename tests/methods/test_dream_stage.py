@@ -20,6 +20,8 @@ from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import dreaming
 from sleeplm.methods.dreams.write import Contexts, Dreams, whole
+from sleeplm.methods.learner import learner
+from sleeplm.runtime import parallel
 
 pytestmark = pytest.mark.slow  # nights take long to compile
 KEY, PAIR, TONIGHT = jax.random.key(4), ("fast", "slow"), 0
@@ -211,6 +213,27 @@ def test_learners_side_by_side_take_dreams_in_as_each_does_alone(sleeper):
 
     batch = {**one.batch, "dreams": state.private["dream"].accepted.told}
     testing.vmapped_seeds_equal_a_loop(make, state, batch)
+
+
+def test_devices_that_share_what_is_absorbed_and_judged_agree_with_one_alone(sleeper):
+    one, mesh = sleeper(), parallel.mesh({"data": 2})
+
+    def spread(name):
+        def make(axis):
+            made = learner(one.model, one.sleep, dream=one.config, axis_name=axis)
+            return getattr(made.dreaming, name)
+
+        return parallel.shard_map_step(make, mesh, donate=False)
+
+    start = one.dreaming()
+    want, _ = one.absorb(start, one.batch, KEY)
+    got, _ = spread("absorb")(parallel.replicate(start, mesh), one.batch, KEY)
+    testing.same("absorbed", got, want, testing.Tolerance())
+    spoilt = one.spoilt(want, 3.0 * jax.random.normal(KEY, (4, 1)))
+    want = one.end(spoilt, one.batch, KEY)
+    got = spread("end")(parallel.replicate(spoilt, mesh), one.batch, KEY)
+    testing.same("judged", got, want, testing.Tolerance())
+    assert value(want[1], "undone") == 1
 
 
 def test_learners_side_by_side_are_judged_as_each_is_alone(sleeper):

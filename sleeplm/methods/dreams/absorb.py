@@ -27,7 +27,12 @@ from sleeplm.models.transformer import Model
 
 
 def absorb(
-    model: Model, sleep: SleepConfig, config: DreamConfig, pair: tuple[str, str], slot: Array
+    model: Model,
+    sleep: SleepConfig,
+    config: DreamConfig,
+    pair: tuple[str, str],
+    slot: Array,
+    axis_name: str | None = None,
 ) -> Phase:
     """``config.inner`` updates of the receiver's expert ``slot`` on accepted dreams.
 
@@ -38,12 +43,14 @@ def absorb(
 
     Args:
       slot: int32 scalar, traced or not; nothing else moves.
+      axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``; dreams are the
+        same on all.
     """
     extract: Extract = from_dreams(model, config)
     if config.past > 0:
         extract = mix(
             extract,
-            teachings(model, told_again(sleep, config), pair, _tellers(sleep, config), None),
+            teachings(model, told_again(sleep, config), pair, _tellers(sleep, config), axis_name),
         )
     update = only_slot(usual_update(told_again(sleep, config)))
     return consolidate(
@@ -53,6 +60,7 @@ def absorb(
         trainable=learns_at_night(pair[1], "expert"),
         extra=lambda state: {"slot": slot, "total": config.updates},
         inner=config.inner,
+        axis_name=axis_name,
     )
 
 

@@ -16,6 +16,7 @@ import optax
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.layout import in_batches
 from sleeplm.core.phase import add_metrics
+from sleeplm.core.shares import Axis, everyone, own_share, shared, varying
 from sleeplm.core.types import (
     WRITER,
     Array,
@@ -49,7 +50,7 @@ from sleeplm.methods.dreams.write import (
 )
 from sleeplm.methods.extract import row_keys, stateless
 from sleeplm.methods.objectives import language_model
-from sleeplm.models.decode import generate
+from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model
 
 #: Metrics of rewards that say how much a dream has helped.
@@ -104,6 +105,7 @@ def whole_round(
     update: optax.GradientTransformation | None = None,
     trainable: Callable[[tuple], bool] = in_bases,
     expand: Expand | None = None,
+    axis_name: Axis = None,
 ) -> Callable[[Variables, Mapping[str, Any], Array], Outcome]:
     """One round: ``(variables, batch, key) -> Outcome``.
 
@@ -131,6 +133,9 @@ def whole_round(
       expand: what is learned of a dream, if that is not the dream itself, one row of it: gradients
         and trials are of these rows, those that cannot be learned are masked, and what a writer is
         reinforced on stays the dream.
+      axis_name: mapped axis over contexts, inside ``shard_map`` or ``pmap``; the rest of the batch
+        is the same on all devices, and so is what comes out. They share what is costly: writing,
+        gradients, telling memories, and trials with their rewards.
 
     Raises:
       ConfigError: a setting that cannot work.
@@ -146,12 +151,13 @@ def whole_round(
     def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> Outcome:
         write_key, score_key, choose_key, try_key, recall_key = jax.random.split(key, 5)
         expand_key = jax.random.fold_in(key, 5)
-        given, batch = _prepared(model, config, variables, batch, recall_key)
+        variables = varying(variables, axis_name)
+        given, batch = _prepared(model, config, variables, batch, recall_key, axis_name)
         drawn, written = write(
             model, as_writer(variables), given, jnp.arange(config.dreams), write_key,
             new_tokens=config.new_tokens, temperature=config.temperature, top_k=config.top_k,
             explore=config.explore, alone=config.alone, ngram=config.ngram,
-            stop=batch.get("stop"),
+            stop=batch.get("stop"), axis_name=axis_name,
         )  # fmt: skip
         lessons = Lesson(jax.tree.map(lambda x: x[:, None], drawn.told))
         if expand is not None:
@@ -167,13 +173,13 @@ def whole_round(
             return score(
                 kind, objective, variables, graded, score_key, trainable=trainable,
                 reference=batch["reference"], size=config.sketch, chunk=config.chunk,
+                axis_name=axis_name,
             )  # fmt: skip
 
         scores = scored(config.score)
         index, kept = choose(scores, drawn.mask, config.keep, config.extra, choose_key)
         chosen = drawn.take(index)
         learned = jax.tree.map(lambda x: x[index], lessons)
-        trials, losses = tries(variables, learned, row_keys(try_key, index))
 
         def earnings(trial: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
             adapters, row = trial
@@ -182,8 +188,13 @@ def whole_round(
                 asked["held"] = jax.tree.map(lambda x: x[row][None], batch["held"])
             return reward(variables, beside(variables, adapters), asked)
 
-        earned, told = in_batches(
-            earnings, (trials.adapters, in_turn(given, index)), config.at_once
+        def tried_by_me(part: tuple[Lesson, Array, Array]) -> tuple[Array, Metrics, Array]:
+            lessons, keys, rows = part
+            trials, losses = tries(variables, lessons, keys)
+            return *in_batches(earnings, (trials.adapters, rows), config.at_once), losses
+
+        earned, told, losses = shared(
+            tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
         )
         kept = kept.astype(jnp.float32)
         accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
@@ -244,11 +255,16 @@ def dream(model: Model, config: DreamConfig, **parts: Any) -> Phase:
 def dreams(model: Model, config: DreamConfig, **parts: Any) -> Extract:
     """A round as an extraction: the accepted dreams, of which the others have no weight.
 
-    The memory has k + b rows. The batch is that of :func:`round_of`; a night's ``"rows"`` may be
-    in it, and are not looked at.
+    The memory has k + b rows, of which each device of an ``axis_name`` has its share. The batch is
+    that of :func:`round_of`; a night's ``"rows"`` may be in it, and are not looked at.
     """
-    run = round_of(model, config, **parts)
-    return stateless(lambda variables, batch, key: run(variables, batch, key)[0].told)
+    run, axis_name = round_of(model, config, **parts), parts.get("axis_name")
+
+    def extract(variables: Variables, batch: Mapping[str, Any], key: Array) -> Memory:
+        accepted, _ = run(variables, batch, key)
+        return only(*own_share(accepted.told, axis_name))
+
+    return stateless(extract)
 
 
 def given() -> Extract:
@@ -273,8 +289,11 @@ def recall(
     *,
     new_tokens: int,
     temperature: Array | float = 1.0,
+    axis_name: Axis = None,
 ) -> Memory:
     """What the learner, as it is, tells from cues of days before ``today``: ``count`` rows.
+
+    The devices of ``axis_name`` share the telling.
 
     Raises:
       ConfigError: a learner without cues.
@@ -286,17 +305,25 @@ def recall(
     rows = jnp.arange(count)
     prompts, lengths = draw(cues, "past", today, rows, draw_key)
     keys = row_keys(tell_key, rows)
-    samples = generate(
-        model, variables, prompts, lengths, keys, max_new=new_tokens, temperature=temperature
-    )
+
+    def told_by_me(part: tuple[Array, Array, Array]) -> Samples:
+        return generate(model, variables, *part, max_new=new_tokens, temperature=temperature)
+
+    samples = shared(told_by_me, (prompts, lengths, keys), axis_name)
     return memory_of(samples.tokens, samples.written, samples.length)
 
 
 def _prepared(
-    model: Model, config: DreamConfig, variables: Variables, batch: Mapping[str, Any], key: Array
+    model: Model,
+    config: DreamConfig,
+    variables: Variables,
+    batch: Mapping[str, Any],
+    key: Array,
+    axis_name: Axis,
 ) -> tuple[Contexts, dict[str, Any]]:
     """The contexts to write from, and the batch with what gradients and agreement ask for."""
     contexts, batch = as_contexts(batch["contexts"], config.context_tokens), dict(batch)
+    contexts = everyone(contexts, axis_name)
     if config.reward != "agreement":
         batch.setdefault("reference", whole(contexts))
         return contexts, batch
@@ -308,6 +335,6 @@ def _prepared(
     if config.memories:
         batch["memories"] = recall(
             model, variables, batch["today"], config.memories, key,
-            new_tokens=config.new_tokens, temperature=config.temperature,
+            new_tokens=config.new_tokens, temperature=config.temperature, axis_name=axis_name,
         )  # fmt: skip
     return contexts, batch

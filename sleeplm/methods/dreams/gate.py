@@ -12,9 +12,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from sleeplm.core.clusters import largest_cluster
+from sleeplm.core.shares import Axis, own_share, summed
 from sleeplm.core.types import Array, Memory, Metrics, Variables
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.dream import recall
+from sleeplm.methods.dreams.write import only
 from sleeplm.methods.extract import tail_of
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.transformer import Model
@@ -40,6 +42,7 @@ def judged(
     key: Array,
     *,
     length: int,
+    axis_name: Axis = None,
 ) -> tuple[Verdict, Metrics]:
     """Compares the learner before and after it dreamt.
 
@@ -50,6 +53,7 @@ def judged(
 
     Args:
       length: tokens of a sample at most, its cue included.
+      axis_name: mapped axis whose devices share the telling and the reading.
 
     Returns:
       The verdict, and ``gate_recall`` (nats a token, negative where it fell), ``gate_cluster`` and
@@ -60,11 +64,12 @@ def judged(
     def told(variables: Variables) -> Memory:
         return recall(
             model, variables, today, config.gate, key,
-            new_tokens=length - 1, temperature=config.temperature,
+            new_tokens=length - 1, temperature=config.temperature, axis_name=axis_name,
         )  # fmt: skip
 
     def mean_logp(variables: Variables, memory: Memory) -> Array:
-        loss, weight, _ = objective(variables, memory)
+        loss, weight, _ = objective(variables, only(*own_share(memory, axis_name)))
+        loss, weight = summed((loss, weight), axis_name)
         return -loss / jnp.maximum(weight, 1e-8)
 
     old, new = told(before), told(after)

@@ -17,6 +17,7 @@ import optax
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import consolidate
+from sleeplm.core.shares import Axis, own_share
 from sleeplm.core.types import (
     WRITER,
     Array,
@@ -31,8 +32,9 @@ from sleeplm.core.types import (
 )
 from sleeplm.methods.adapters import in_adapters, with_adapters
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import as_writer, given, no_dreams, round_of
-from sleeplm.methods.dreams.write import Dreams
+from sleeplm.methods.dreams.dream import as_writer, no_dreams, round_of
+from sleeplm.methods.dreams.write import Dreams, only
+from sleeplm.methods.extract import stateless
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.transformer import Model
 
@@ -51,19 +53,23 @@ def of_writer(objective: Objective) -> Objective:
     return run
 
 
-def tutor(model: Model, config: DreamConfig) -> Phase:
+def tutor(model: Model, config: DreamConfig, axis_name: Axis = None) -> Phase:
     """Fine-tunes the writer on the dreams that are its batch (:class:`Dreams`, weighed by reward).
 
     Every fine-tuning has an optimiser of its own and, with ``config.writer_restarts``, begins at
     the learner itself, as published; without accepted dreams the writer stays as it is, bit for
     bit.
+
+    Args:
+      axis_name: mapped axis whose devices share the dreams, which all of them are given.
     """
     learn = consolidate(
-        given(),
+        stateless(lambda variables, batch, key: only(*own_share(batch, axis_name))),
         of_writer(language_model(model)),
         optax.adam(config.writer_learning_rate),
         trainable=in_adapters(WRITER),
         epochs=config.writer_epochs,
+        axis_name=axis_name,
     )
 
     def step(state: State, batch: Dreams, key: Array) -> tuple[State, Metrics]:
@@ -92,7 +98,8 @@ def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
     Raises:
       ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).
     """
-    run, teach = round_of(model, config, **parts), tutor(model, config)
+    run = round_of(model, config, **parts)
+    teach = tutor(model, config, parts.get("axis_name"))
 
     def init(params: Params, key: Array) -> Dreams:
         del key

@@ -17,6 +17,7 @@ import optax
 from sleeplm.core import checks, tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.layout import in_batches
+from sleeplm.core.shares import Axis, own_share, shared, summed, varying, varying_as
 from sleeplm.core.types import Array, Memory, Objective, PyTree, Variables
 from sleeplm.methods.dreams.config import SCORES
 
@@ -31,6 +32,7 @@ def example_gradients(
     trainable: Trainable,
     reduce: Callable[[PyTree], PyTree] = lambda gradient: gradient,
     chunk: int = 4,
+    axis_name: Axis = None,
 ) -> PyTree:
     """The gradient of every row's mean loss, g = grad L_SFT(dream, theta), or what is made of it.
 
@@ -41,10 +43,12 @@ def example_gradients(
       reduce: applied to each gradient, a tree in the shape of the parameters with None at all
         others; with it no more than ``chunk`` gradients of P numbers ever stand in memory.
       chunk: rows whose gradients are computed as one batch.
+      axis_name: mapped axis whose devices share the rows, all of which each of them is given.
 
     Returns:
       What ``reduce`` returns, with m in front.
     """
+    variables = varying(variables, axis_name)
     chosen, rest = tree.split(variables["params"], trainable)
 
     def of_row(row: Memory) -> PyTree:
@@ -53,7 +57,7 @@ def example_gradients(
 
         return reduce(jax.grad(loss)(chosen))
 
-    return in_batches(of_row, memory, chunk)
+    return shared(lambda rows: in_batches(of_row, rows, chunk), memory, axis_name)
 
 
 def row_loss(objective: Objective, variables: Variables, row: Memory) -> Array:
@@ -64,18 +68,26 @@ def row_loss(objective: Objective, variables: Variables, row: Memory) -> Array:
 
 
 def mean_gradient(
-    objective: Objective, variables: Variables, memory: Memory, *, trainable: Trainable
+    objective: Objective,
+    variables: Variables,
+    memory: Memory,
+    *,
+    trainable: Trainable,
+    axis_name: Axis = None,
 ) -> PyTree:
     """Mean of :func:`example_gradients` over the rows with weight, by one backward pass."""
+    variables = varying(variables, axis_name)
     chosen, rest = tree.split(variables["params"], trainable)
-    there = (memory.weights.sum(1) > 0).astype(jnp.float32)
+    memory, counts = own_share(memory, axis_name)
+    there = (counts & (memory.weights.sum(1) > 0)).astype(jnp.float32)
+    count = jnp.maximum(summed(there.sum(), axis_name), 1.0)
 
     def loss(chosen: PyTree) -> Array:
         now = {**variables, "params": tree.merge(chosen, rest)}
         losses = in_batches(lambda row: row_loss(objective, now, row), memory)
-        return jnp.sum(losses * there) / jnp.maximum(there.sum(), 1.0)
+        return jnp.sum(losses * there) / count
 
-    return jax.grad(loss)(chosen)
+    return summed(jax.grad(loss)(chosen), axis_name)
 
 
 def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
@@ -97,7 +109,7 @@ def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
         return total.at[bins].add(sign * values.astype(jnp.float32)), None
 
     def project(gradient: PyTree) -> Array:
-        total = jnp.zeros((size,), jnp.float32)
+        total = varying_as(jnp.zeros((size,), jnp.float32), gradient)
         for i, leaf in enumerate(jax.tree.leaves(gradient)):
             layers = leaf if leaf.ndim > 2 else leaf[None]
             keys = jax.random.split(jax.random.fold_in(key, i), len(layers))
@@ -125,6 +137,7 @@ def score(
     reference: Memory | None = None,
     size: int = 0,
     chunk: int = 4,
+    axis_name: Axis = None,
 ) -> Array:
     """float32 [m]: the higher, the sooner a dream is kept.
 
@@ -133,6 +146,7 @@ def score(
       reference: what ``alignment`` compares with, see :func:`mean_gradient`.
       key: of the sketch, and of random scores.
       size: K of the :func:`sketch` that norms and cosines are taken of; 0: the whole gradient.
+      chunk, axis_name: see :func:`example_gradients`.
 
     Raises:
       ConfigError: another kind, or alignment without a reference.
@@ -145,15 +159,18 @@ def score(
     if kind == "alignment":
         if reference is None:
             raise ConfigError("score", kind, "needs a reference batch to be aligned with")
-        target = project(mean_gradient(objective, variables, reference, trainable=trainable))
+        target = project(
+            mean_gradient(objective, variables, reference, trainable=trainable, axis_name=axis_name)
+        )
 
     def number(gradient: PyTree) -> Array:
         mine = project(gradient)
         return optax.global_norm(mine) if target is None else cosine(mine, target)
 
     return example_gradients(
-        objective, variables, memory, trainable=trainable, reduce=number, chunk=chunk
-    )
+        objective, variables, memory,
+        trainable=trainable, reduce=number, chunk=chunk, axis_name=axis_name,
+    )  # fmt: skip
 
 
 def places(scores: Array, mask: Array) -> Array:

@@ -104,12 +104,12 @@ def dreaming(
     Args:
       parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
     """
-    receiver = pair[1]
-    dream, teach = whole_round(model, config, **parts), tutor(model, config)
+    receiver, axis_name = pair[1], parts.get("axis_name")
+    dream, teach = whole_round(model, config, **parts), tutor(model, config, axis_name)
     bias = model.config.level(receiver).gate_bias
 
     def learn(slot: Array) -> Phase:
-        return absorb(model, sleep, config, pair, slot)
+        return absorb(model, sleep, config, pair, slot, axis_name)
 
     def init(params: Params) -> Working:
         key = jax.random.key(0)  # nothing of it is random
@@ -181,7 +181,7 @@ def dreaming(
         if config.gate:
             verdict, metrics = judged(
                 model, config, before.variables, state.variables, batch["today"], key,
-                length=sleep.length,
+                length=sleep.length, axis_name=axis_name,
             )  # fmt: skip
             metrics = {name: (total * some, one * some) for name, (total, _) in metrics.items()}
             good = some & verdict.good

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.layout import in_batches
+from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Memory, Objective, Params, PyTree, Variables
 from sleeplm.methods.adapters import beside, fresh_adapters
 
@@ -85,6 +86,7 @@ def attempt(
             return Trial(optax.apply_updates(trial.adapters, updates), moments), loss
 
         start = begin(variables["params"], update, rank, key)
+        start = varying_as(start, (variables["params"], memory.tokens))
         return jax.lax.scan(step, start, jnp.arange(steps))
 
     return run

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.shares import Axis, shared
 from sleeplm.core.types import Array, Memory, Metrics, Variables
 from sleeplm.methods.extract import first_of_its_kind, row_keys, tail_of
-from sleeplm.models.decode import generate
+from sleeplm.models.decode import Samples, generate
 from sleeplm.models.transformer import Model
 
 DREAM = -2  # source id of dreams
@@ -138,6 +139,7 @@ def write(
     alone: bool = False,
     ngram: int = 4,
     stop: Array | int | None = None,
+    axis_name: Axis = None,
 ) -> tuple[Dreams, Metrics]:
     """m dreams ~ LM(. | C), while every router uses one random extra expert.
 
@@ -152,16 +154,22 @@ def write(
       alone: see :class:`Dreams`. ngram: n of the metric ``copied``.
       stop: the token that ends a dream, where that is not what ends a text: a dream alone is
         learned with the end of a text in its place. May be traced.
+      axis_name: mapped axis whose devices share the writing; all have the same contexts.
 
     Returns:
       The dreams, and metrics: ``unique``, share of dreams that are not masked; of these ``length``,
       tokens of a dream, and ``copied``, share of its n-grams that stand in the contexts.
     """
     prompts, lengths = _prompts(contexts, numbers)
-    samples = generate(
-        model, variables, prompts, jnp.maximum(lengths, 1), row_keys(key, numbers),
-        max_new=new_tokens, temperature=temperature, top_k=top_k, explore=explore, eos=stop,
-    )  # fmt: skip
+
+    def written_by_me(part: tuple[Array, Array, Array]) -> Samples:
+        return generate(
+            model, variables, *part,
+            max_new=new_tokens, temperature=temperature, top_k=top_k, explore=explore, eos=stop,
+        )  # fmt: skip
+
+    given = (prompts, jnp.maximum(lengths, 1), row_keys(key, numbers))
+    samples = shared(written_by_me, given, axis_name)
     end = model.config.eos if stop is None else stop
     written, at_end = samples.written, samples.tokens == end
     words = written & ~at_end
