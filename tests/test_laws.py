@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,24 +69,28 @@ def other_slots(state):
 
 
 @pytest.mark.slow
-def test_a_seeding_step_keeps_the_laws(tiny, tmp_path):
+def test_a_seeding_step_with_its_whole_objective_keeps_the_laws(tiny):
+    """Those that look at what is computed; the night below, of which it is a part, keeps all."""
     model, config = tiny.model(), night_config(tiny)
     state = after_a_day(tiny, model, config)
     parts = night(model, config, "fast", "slow")
     state = state.replace(private=parts.seed.init(state.params, jax.random.key(0)))
     state, _ = jax.jit(parts.begin)(state, tiny.rows(config), jax.random.key(1))
-    testing.check_laws(
-        lambda axis_name=None: night(model, config, "fast", "slow", axis_name=axis_name).seed,
-        state,
-        [tiny.rows(config, first=i) for i in range(3)],
-        directory=tmp_path,
-        frozen=other_slots,
-    )
+
+    @functools.cache
+    def make(axis_name=None):
+        return night(model, config, "fast", "slow", axis_name=axis_name).seed
+
+    batches = [tiny.rows(config, first=i) for i in range(2)]
+    testing.traces_once(make, state, batches)
+    testing.parallel_forms_agree(make, state, batches)
+    testing.frozen_stay_frozen(make, state, batches, other_slots)
+    testing.vmapped_seeds_equal_a_loop(make, state, batches[0])
 
 
 @pytest.mark.slow
 def test_a_whole_night_keeps_the_laws(tiny, tmp_path):
-    # The seeding step above has the whole objective; here it is begin, scan and end that count.
+    # The seeding step above has the whole objective; here begin, scan and end count too.
     model, config = tiny.model(), dataclasses.replace(night_config(tiny), lam=0.0, alpha=1.0)
     testing.check_laws(
         lambda axis_name=None: sleep(model, config, "fast", "slow", axis_name=axis_name),

@@ -27,7 +27,7 @@ from sleeplm.runtime.config import load_config
 ROOT = pathlib.Path(__file__).parents[2]
 LIFE = str(pathlib.Path(__file__).with_name("tiny_life.py"))
 CACHE = pathlib.Path(".cache") / "pretrained"  # in the working directory of a run
-KILLS_EARLY, KILLS_AT_WORK = 3, 9
+KILLS_EARLY, KILLS_AT_WORK = 1, 5
 SELDOM = "--config.save_seconds=60"  # where no kill falls between two moments
 
 pytestmark = pytest.mark.slow

@@ -96,29 +96,14 @@ def alone(brief, bench, tmp_path_factory):
 
 
 @slow
-def test_rows_over_data_and_fsdp_give_the_life_of_one_device(brief, bench, alone, tmp_path):
-    life = brief.live(on(bench, ROWS), "sleep", tmp_path / "run")
-    assert spread_over(life.newborn) == spread_over(life.state) == {"fsdp"}
-    assert_same_lines(life.lines, alone.lines)
-    assert_same_learners(life.state, alone.state)
-    assert life.state.counters["nights"].tolist() == [2, 2]
-
-
-@slow
-def test_learners_over_replica_and_columns_over_tensor_do_too(brief, bench, alone, tmp_path):
-    life = brief.live(on(bench, LEARNERS), "sleep", tmp_path / "run")
-    assert spread_over(life.newborn) == spread_over(life.state) == {"replica", "tensor"}
-    assert_same_lines(life.lines, alone.lines)
-    assert_same_learners(life.state, alone.state)
-
-
-@slow
-@pytest.mark.parametrize(("first", "then"), [(ROWS, {}), ({}, LEARNERS)])
-def test_a_life_goes_on_on_another_mesh_or_without(brief, bench, alone, first, then, tmp_path):
+def test_a_life_on_one_mesh_and_then_on_another_is_that_of_one_device(
+    brief, bench, alone, tmp_path
+):
+    """A day and part of its night over rows and pieces, the rest over learners and columns."""
     arm = brief.arm(bench, "sleep")
 
     def live(shape: dict[str, int], stop: StopRequest | None = None):
-        here = on(bench, shape) if shape else bench
+        here = on(bench, shape)
         config = dataclasses.replace(bench.config, mesh=MeshConfig(**shape))
         run = Run(tmp_path / "run", config, quiet=True, resume=True, stop=stop)
         life = life_of(here, arm)
@@ -128,15 +113,19 @@ def test_a_life_goes_on_on_another_mesh_or_without(brief, bench, alone, first, t
 
             def done(state):
                 stop.signum = signal.SIGTERM
-                return step.run(state)
+                state, lines = step.run(state)
+                assert spread_over(state) == {"fsdp"}
+                return state, lines
 
             step = agenda[place]
             agenda[place] = dataclasses.replace(step, run=done)
         return run.stage(Stage("sleep", lambda: newborns(here, arm), agenda, life.streams))
 
     with pytest.raises(Stopped):
-        live(first, StopRequest())
-    state = live(then)
+        live(ROWS, StopRequest())
+    state = live(LEARNERS)
+    assert spread_over(state) == {"replica", "tensor"}
+    assert state.counters["nights"].tolist() == [2, 2]
     assert_same_lines(read_metrics(tmp_path / "run" / METRICS), alone.lines)
     assert_same_learners(state, alone.state)
 

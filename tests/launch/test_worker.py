@@ -149,6 +149,7 @@ QUICK = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_NUM_CPU_DEVICES": "2",
 }
 
 
@@ -166,8 +167,10 @@ def wait_for(worker, sweep, count):
 
 @pytest.mark.slow
 def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep, tmp_path):
+    """What a life is after that: ``tests/bench/test_kill.py``."""
     quick = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    whole, broken = (new_sweep(name).expand(kind="life", save_seconds=0.0) for name in "ab")
+    settings = {"mesh.data": 2, "nap": 0.1}
+    whole, broken = (new_sweep(name).expand(kind="descent", **settings) for name in "ab")
     worker = whole.worker(**quick)
     said = worker.communicate(timeout=300)[1]
     assert worker.returncode == 0, said
@@ -194,7 +197,7 @@ def test_a_trial_that_was_killed_and_stopped_ends_as_one_that_was_not(new_sweep,
     assert worker.returncode == 0, said
     ends = [sweep.trial() / "metrics.jsonl" for sweep in (whole, broken)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
-    assert figures(whole) == figures(broken)
+    assert ends[0].read_bytes().count(b"loss") == 24
 
 
 @pytest.mark.slow
@@ -235,14 +238,6 @@ def test_two_processes_of_a_trial_are_one_job(a_sweep):
     assert "going on from" in said[0] and "going on from" not in said[1]
     assert (a_sweep.trial() / "_SUCCESS").exists()
     assert moments(a_sweep) == 60
-
-
-def figures(sweep):
-    """What a report says of every arm, other than how long it took."""
-    arms = json.loads((sweep.trial() / "report.json").read_text())["arms"]
-    told = {(arm, name): v for arm in arms for name, v in arms[arm]["figures"].items()}
-    told |= {(arm, "matrix"): arms[arm]["matrix"] for arm in arms}
-    return {key: value for key, value in told.items() if "second" not in key[1]}
 
 
 def test_who_has_lost_another_process_leaves_with_the_status_that_asks_to_be_started_again():

@@ -35,11 +35,16 @@ def tried(tiny):
     return model, variables, jax.tree.map(lambda x: x[:, None], memory)
 
 
+PROGRAMS = {}  # most tests run the same one
+
+
 def run(tried, memory=None, keys=KEYS, **settings):
     model, variables, texts = tried
-    objective = language_model(model, chunk=8)
-    tries = attempts(objective, UPDATE, rank=RANK, steps=STEPS, **settings)
-    return jax.jit(tries)(variables, texts if memory is None else memory, keys)
+    which = (id(model), *sorted(settings.items()))
+    if which not in PROGRAMS:
+        objective = language_model(model, chunk=8)
+        PROGRAMS[which] = jax.jit(attempts(objective, UPDATE, rank=RANK, steps=STEPS, **settings))
+    return PROGRAMS[which](variables, texts if memory is None else memory, keys)
 
 
 def test_all_at_once_equals_a_loop_over_trials(tried):
@@ -79,9 +84,9 @@ def test_on_a_mesh_every_device_makes_its_own_and_nothing_is_summed_over_them(tr
     batch = {"memory": memory, "keys": KEYS}
     want, (_, got) = run(tried), over(params, batch, KEYS[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want)
-    program = over.lower(params, batch, KEYS[0]).compile().as_text()
-    assert "all-gather(" in program
-    assert not re.findall(r"= \w+\[[\d,]*\d\S* (?:all-reduce|reduce-scatter)\(", program)
+    text = over.lower(params, batch, KEYS[0]).compile().as_text()
+    assert "all-gather(" in text
+    assert not re.findall(r"= \w+\[[\d,]*\d\S* (?:all-reduce|reduce-scatter)\(", text)
 
 
 def test_a_trial_is_ordinary_lora_on_its_own_text(tried):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -303,10 +304,10 @@ def divergence_from(model, teacher, student, seed):
     """Mean KL per written token on fresh samples of the teacher."""
     prompts = jnp.ones((64, 1), jnp.int32)
     keys = jax.random.split(jax.random.key(seed), 64)
-    told = generate(model, teacher, prompts, jnp.ones(64, jnp.int32), keys, max_new=8)
-    p, q = (
-        jax.nn.log_softmax(model.logits(v, told.tokens, told.segments)) for v in (teacher, student)
-    )
+    write = jax.jit(functools.partial(generate, model, max_new=8))
+    told = write(teacher, prompts, jnp.ones(64, jnp.int32), keys)
+    read = jax.jit(model.logits)
+    p, q = (jax.nn.log_softmax(read(v, told.tokens, told.segments)) for v in (teacher, student))
     kl = jnp.sum(jnp.exp(p) * (p - q), -1)[:, :-1]
     counts = told.written[:, 1:]
     return float(jnp.sum(kl * counts) / counts.sum())
