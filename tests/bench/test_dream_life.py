@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import signal
 from typing import Any, NamedTuple
 
@@ -28,13 +29,16 @@ from sleeplm.memory.levels import get_level
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import TEXTS
 from sleeplm.methods.schedule import ScheduleConfig
+from sleeplm.runtime import parallel
+from sleeplm.runtime.config import read_module
 from sleeplm.runtime.lifecycle import Moment, Stopped, StopRequest
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import METRICS, Run, Stage
 
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
 #: Rounds that are over soon, and accept whatever was dreamt.
 DREAM = DreamConfig(
-    **{"dreams": 6, "context_tokens": 24, "new_tokens": 8, "contexts": 6, "questions": 6},
+    **{"dreams": 6, "context_tokens": 24, "new_tokens": 8, "contexts": 8, "questions": 6},
     **{"keep": 2, "extra": 1, "chunk": 3, "rank": 2, "steps": 1, "memories": 4},
     **{"margin": -99.0, "worse": 99.0, "writer_rank": 2, "writer_epochs": 1, "rounds": 2},
     **{"updates": 4, "inner": 2, "rows": 4, "gate": 8},
@@ -167,6 +171,20 @@ def test_a_life_stopped_while_it_dreams_goes_on_to_the_same_bits(bench, dreamt, 
     assert tree.differing(run(dreamt.agenda), dreamt.state) == []
     lines = [(place / METRICS).read_bytes() for place in (tmp_path / "run", dreamt.run.directory)]
     assert lines[0] == lines[1]
+
+
+@slow
+def test_on_a_mesh_it_is_the_life_of_one_device(bench, dreamt, tmp_path):
+    spread = dataclasses.replace(bench, mesh=parallel.mesh({"data": 2, "fsdp": 2}))
+    life = life_of(spread, dreamt.arm)
+    run = Run(tmp_path / "run", bench.config, quiet=True)
+    newborn = lambda: newborns(spread, dreamt.arm)  # noqa: E731
+    state = run.stage(Stage("dream", newborn, life.agenda(), life.streams))
+    simulated.assert_same_within_rounding(read_metrics(tmp_path / "run" / METRICS), dreamt.lines)
+    for part in ("params", "slots", "counters"):
+        parts = (jax.tree.leaves(getattr(s, part)) for s in (state, dreamt.state))
+        for mine, other in zip(*parts, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5)
 
 
 # --- either left out ------------------------------------------------------------------------------

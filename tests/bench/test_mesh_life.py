@@ -130,20 +130,6 @@ def test_a_life_on_one_mesh_and_then_on_another_is_that_of_one_device(
     assert_same_learners(state, alone.state)
 
 
-@slow
-def test_dreams_are_those_of_one_device(brief, tmp_path):
-    changes = {"schedule": ScheduleConfig(when="day_end"), "arms": ["dream_random"], "days": 1}
-    config = brief.config(dream=DREAM, **changes)
-    bench = brief.bench(config)
-    alone, spread = (
-        brief.live(each, "dream_random", tmp_path / str(i))
-        for i, each in enumerate([bench, on(bench, ROWS)])
-    )
-    assert alone.of("dream_end")[0]["absorbed"] == [1.0]
-    assert_same_lines(spread.lines, alone.lines)
-    assert_same_learners(spread.state, alone.state)
-
-
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_has_a_place_for_all_it_has(brief, name):
     config = brief.config(dream=DREAM, schedule=ScheduleConfig(when="day_end"))
