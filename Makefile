@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 # Of large packages only what is imported gets compiled, when it is: half the time of an install.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
+# Somebody's environment may forbid Python to keep what it has compiled: each of the many processes of
+# the tests would then compile all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed

@@ -15,7 +15,7 @@ import optax
 
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.shares import summed, varying
+from sleeplm.core.shares import Axis, summed, varying
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
 
 
@@ -40,7 +40,7 @@ def consolidate(
     extra: Callable[[State], dict[str, PyTree]] | None = None,
     inner: int = 1,
     epochs: int = 1,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Phase:
     """A learning phase from a memory-extraction and a parameter-update transform.
 
