@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import sys
 import textwrap
 
 import pytest
 
 from sleeplm.core.errors import ConfigError
-from sleeplm.runtime.config import check, digest, load_config, render, to_dict
+from sleeplm.runtime.config import check, digest, load_config, read_module, render, to_dict
 
 CONFIG = """
 from __future__ import annotations
@@ -228,6 +230,18 @@ def test_a_file_without_get_config_does_not_inherit_that_of_the_file_before(tmp_
     load_config(path, [])
     with pytest.raises(ConfigError, match="must define get_config"):
         load_config(write(tmp_path, "x = 1"), [])
+
+
+def test_a_file_is_read_as_it_is_now_and_nothing_is_left_beside_it(tmp_path, monkeypatch):
+    """Python takes what it has compiled again for a file of the same second and length."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "mine.py"
+    for value in (1, 2):
+        file.write_text(f"number = {value}\n")
+        os.utime(file, (1e9, 1e9))
+        module = read_module(str(file))
+        assert module.number == value
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_check_asks_every_nested_dataclass_with_its_path(path):
