@@ -29,8 +29,9 @@ from sleeplm.methods.ewc import EWC
 from sleeplm.methods.gaussians import GAUSSIANS
 
 #: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
-#: ``sleep`` with another number of updates.
-LIVES = [name for name in ARMS if name not in (*DREAMING, "sleep_longer")]
+#: ``sleep`` with another number of updates. Two more are ``sleep_full`` with a weight of 0.
+ANOTHER_NUMBER = ("sleep_longer", "no_imitation", "no_semantic")
+LIVES = [name for name in ARMS if name not in (*DREAMING, *ANOTHER_NUMBER)]
 SLEEPERS = [name for name in LIVES if name not in WITHOUT_LEVELS_NIGHTS]
 #: Arms whose nights give the slow level one fresh expert each, and move nothing else in it.
 EXPANDING = [name for name in SLEEPERS if not re.match("equal|fixed", name)]

@@ -44,12 +44,12 @@ def test_eight_devices_can_be_laid_out_in_twenty_ways():
     assert {"replica": 2, "fsdp": 2, "tensor": 2} in list(factorisations(8))
 
 
-def test_wake_steps_are_the_same_along_every_axis_and_along_three_at_once():
-    """The other twelve layouts of eight devices, and 1, 2 and 4: ``sleeplm.bench.meshes``."""
-    meshes = [mesh for mesh in factorisations(8) if len(mesh) != 2]
+def test_wake_steps_are_the_same_along_every_three_axes_at_once():
+    """The other sixteen layouts of eight devices, and 1, 2 and 4: ``sleeplm.bench.meshes``."""
+    meshes = [mesh for mesh in factorisations(8) if len(mesh) == 3]
     shapes = (",".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in meshes)
     status, found = differences("wake", *(f"--mesh={shape}" for shape in shapes))
-    assert status == 0 and [one["mesh"] for one in found] == meshes and len(meshes) == 8
+    assert status == 0 and [one["mesh"] for one in found] == meshes and len(meshes) == 4
     hold(found)
     assert any(one["params"] > 0 for one in found)  # they are other programs
 
