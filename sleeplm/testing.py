@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core.phase import add_metrics, chain
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Phase, PyTree, State
 from sleeplm.runtime import parallel
 from sleeplm.runtime.checkpoint import Checkpoints
@@ -42,7 +43,7 @@ from sleeplm.runtime.checkpoint import Checkpoints
 class MakePhase(Protocol):
     """Builds the phase under test; ``axis_name`` is the mapped axis, None outside of one."""
 
-    def __call__(self, axis_name: str | None = None) -> Phase: ...
+    def __call__(self, axis_name: Axis = None) -> Phase: ...
 
 
 class Tolerance(NamedTuple):
@@ -129,7 +130,7 @@ def parallel_forms_agree(
     start = begin(alone, state)
     want = run(parallel.jit_step(alone.step, donate=False), start, batches)
 
-    def make_step(axis_name: str):
+    def make_step(axis_name: Axis):
         return make_phase(axis_name=axis_name).step
 
     sharded = parallel.replicate(start, mesh)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from sleeplm.core.platform import platform
+from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array
 
 
@@ -17,22 +18,8 @@ def matmul(x: Array, w: Array) -> Array:
     """
     if platform() != "cpu":
         return x @ w
-    return _cpu_matmul(*vary_alike(x, w))
-
-
-def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, made to vary over the same mesh axes of the enclosing ``shard_map``.
-
-    There a custom gradient must vary over the devices just as its operand does.
-    """
-    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    every = frozenset().union(*axes)
-
-    def vary(x: Array, own: frozenset[str]) -> Array:
-        missing = tuple(every - own)
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return tuple(vary(x, own) for x, own in zip(arrays, axes, strict=True))
+    # Inside shard_map a custom gradient must vary over the devices just as its operand does.
+    return _cpu_matmul(*varying_as((x, w), (x, w)))
 
 
 def weight_gradient(x: Array, dy: Array) -> Array:

@@ -77,10 +77,10 @@ def varying(tree: Tree, axis_name: Axis) -> Tree:
 
 
 def varying_as(tree: Tree, like: PyTree) -> Tree:
-    """:func:`varying` over the axes that the arrays of ``like`` vary over, for the carry of a loop.
+    """:func:`varying` over the axes that the arrays of ``like`` vary over.
 
-    What begins as zeros, the same on every device, must not come out of ``shard_map``'s loops as
-    each device's own.
+    For the carry of a loop, which must not begin as the same on every device and come out as each
+    device's own, and for what has a gradient of our own, which must vary as its operand does.
     """
     axes = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(like)]
     return varying(tree, tuple(frozenset().union(*axes)))

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sleeplm.core.linear import vary_alike, weight_gradient
+from sleeplm.core.linear import weight_gradient
 from sleeplm.core.platform import platform
+from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, PyTree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"linear": lambda x: x, "silu": jax.nn.silu}
@@ -36,7 +37,8 @@ def dense_experts(
     slots = a.shape[0]
     reach = jnp.int32(slots) if active is None else _reach(active)
     branch = sum((reach > n).astype(jnp.int32) for n in _sizes(slots)[:-1])
-    return _experts(activation, *vary_alike(x, a, b, mask), branch)
+    operands = (x, a, b, mask)
+    return _experts(activation, *varying_as(operands, operands), branch)
 
 
 def _sizes(slots: int) -> list[int]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from sleeplm.core import checks
 from sleeplm.core.losses import chunked_token_logp, leave_one_out
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
 from sleeplm.memory.anchors import teacher_variables
 from sleeplm.memory.cues import BEFORE, Cues, draw, remember
@@ -83,7 +84,7 @@ def teacher_samples(
     length: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Extract:
     """Sequences written from remembered cues, with the teacher's distribution at every token.
 
@@ -361,7 +362,7 @@ def _pad(memory: Memory, length: int) -> Memory:
     return jax.tree.map(pad, memory)
 
 
-def first_of_its_kind(tokens: Array, rows: Array, axis_name: str | None = None) -> Array:
+def first_of_its_kind(tokens: Array, rows: Array, axis_name: Axis = None) -> Array:
     """float32 [B]: 1 for the lowest-numbered row of every distinct sequence, 0 for its repeats.
 
     Sequences int32 [B, L] are compared through two 32-bit hashes, over all devices of

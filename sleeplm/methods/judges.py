@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.core import checks
+from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Params, Variables
 from sleeplm.methods.config import THRESHOLDS
 from sleeplm.methods.rewards import Judge, before_eos
@@ -322,8 +323,6 @@ def _embed_used(encoder: Encoder, weights: Params, reading: Reading) -> Array:
         found = jax.lax.switch(which, ways, pieces, length)
         return i + 1, jax.lax.dynamic_update_slice_in_dim(vectors, found, i * CHUNK, 0)
 
-    # The zeros of the reading give the carry its device-varying type inside shard_map.
-    none = 0.0 * reading.used.astype(jnp.float32)
-    vectors = jnp.zeros((len(reading.length), encoder.config.d_model)) + none
-    start = (0 * reading.used, vectors)
+    none = (jnp.int32(0), jnp.zeros((len(reading.length), encoder.config.d_model)))
+    start = varying_as(none, reading)
     return jax.lax.while_loop(lambda carry: carry[0] * CHUNK < reading.used, embed, start)[1]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core.phase import scope
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Metrics, Params, Phase, PyTree, State, Variables
 from sleeplm.memory.anchors import init_anchor
 from sleeplm.memory.cues import BEFORE, Cues, empty_cues, remember
@@ -98,7 +99,7 @@ def learner(
     method: Callable[[str, str], Mapping[str, Any]] | None = None,
     judge: Judge | None = None,
     chunk: int = 128,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Learner:
     """Composes wake and the nights of every level that has one (Eq. 1, sections 3 to 5).
 

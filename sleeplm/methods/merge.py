@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from sleeplm.core import tree
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
 from sleeplm.memory.anchors import Anchor
 from sleeplm.memory.cues import EMPTY
@@ -40,7 +41,7 @@ def merge_night(
     sender: str,
     receiver: str,
     *,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Night:
     """Distils two of the receiver's experts into one, which frees a slot.
 

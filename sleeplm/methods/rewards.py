@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Variables
 
 
@@ -43,8 +44,8 @@ def levenshtein(a: Array, a_length: Array, b: Array, b_length: Array) -> Array:
         new = jax.lax.cummin(best - columns, axis=1) + columns
         return jnp.where((i < a_length)[:, None], new, row), None
 
-    # The sum with zeros gives the first row the inputs' device-varying type inside shard_map.
-    first = columns + 0 * (a_length + b_length)[:, None]
+    first = jnp.broadcast_to(columns, (len(a_length), len(columns)))
+    first = varying_as(first, (a, b, a_length, b_length))
     steps = (jnp.arange(a.shape[1], dtype=jnp.int32), a.T)
     row, _ = jax.lax.scan(next_row, first, steps)
     return jnp.take_along_axis(row, b_length[:, None], axis=1)[:, 0]

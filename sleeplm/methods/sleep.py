@@ -23,6 +23,7 @@ from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import (
     Array,
     Extract,
@@ -75,7 +76,7 @@ def night(
     objective: Objective | None = None,
     update: optax.GradientTransformation | None = None,
     judge: Judge | None = None,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Night:
     """Consolidation of ``sender`` into a new expert of ``receiver``.
 
@@ -146,7 +147,7 @@ def teachings(
     config: SleepConfig,
     pair: tuple[str, str],
     teachers: list[TeacherConfig],
-    axis_name: str | None,
+    axis_name: Axis,
     judge: Judge | None = None,
 ) -> Extract:
     """The night's data: per teacher its samples, student rollouts (lambda), continuations."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.phase import chain, consolidate, from_function, tick
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Objective, Params, Phase, State
 from sleeplm.memory.levels import due, get_level, with_levels
 from sleeplm.methods.extract import wake_batch
@@ -25,7 +26,7 @@ def wake(
     update: optax.GradientTransformation | None = None,
     trainable: Callable[[tuple], bool] | None = None,
     chunk: int = 128,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Phase:
     """One wake step on a batch {"tokens", "segments"}: absorb it, then count it.
 

@@ -15,8 +15,6 @@ import dataclasses
 import difflib
 import enum
 import hashlib
-import importlib.machinery
-import importlib.util
 import json
 import pathlib
 import sys
@@ -101,18 +99,6 @@ def render(config: Any) -> str:
     return "\n".join(_render(to_dict(config), 0)) + "\n"
 
 
-class _AsItIsNow(importlib.machinery.SourceFileLoader):
-    """Compiles the file anew, and leaves nothing beside it.
-
-    Python would keep what it has compiled in the folder, and take that again for another file of
-    the same length that was written within the same second.
-    """
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
 def read_module(path: str) -> types.ModuleType:
     """Executes a configuration file; what follows a colon in ``path`` is left out.
 
@@ -124,14 +110,14 @@ def read_module(path: str) -> types.ModuleType:
         raise ConfigError("config", str(path), "no such file")
     if file.suffix != ".py":
         raise ConfigError("config", str(path), "must be a Python file, named *.py")
-    loader = _AsItIsNow(_module_name(file), str(file))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(_module_name(file))
+    module.__file__ = str(file)
     # Dataclasses with postponed annotations look their module up by name.
-    sys.modules[loader.name] = module
+    sys.modules[module.__name__] = module
     try:
-        loader.exec_module(module)
+        # Not imported: Python would leave what it has compiled in the folder, and take that again
+        # for another file of the same length that was written within the same second.
+        exec(compile(file.read_bytes(), file, "exec"), vars(module))
     except SleepError:
         raise
     except Exception as error:

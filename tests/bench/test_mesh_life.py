@@ -10,7 +10,6 @@ import signal
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -20,20 +19,20 @@ from sleeplm.bench.exams import BLOCK, stack_exams
 from sleeplm.bench.lives import Bench, life_of, newborns
 from sleeplm.bench.retention import RetentionConfig
 from sleeplm.bench.spreading import check_processes
-from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.runtime import parallel
-from sleeplm.runtime.config import check
+from sleeplm.runtime.config import check, read_module
 from sleeplm.runtime.learners import MeshConfig
 from sleeplm.runtime.lifecycle import Stopped, StopRequest
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.rules import state_specs
 from sleeplm.runtime.run import CONFIG, METRICS, Run, Stage
 
+simulated = read_module(str(pathlib.Path(__file__).parents[1] / "simulated.py"))
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 ROWS, LEARNERS = {"data": 2, "fsdp": 2}, {"replica": 2, "tensor": 2}
 #: Rounds that are over soon, and accept whatever was dreamt.
@@ -50,33 +49,9 @@ def on(bench: Bench, shape: dict[str, int]) -> Bench:
     return dataclasses.replace(bench, mesh=parallel.mesh(shape))
 
 
-def assert_same_lines(ours: list[dict], theirs: list[dict]) -> None:
-    """Recall and counts are the same, losses and log-probabilities within 1e-5."""
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys()
-        for name, value in mine.items():
-            if not isinstance(value, list) or name in ("recall", "pretrain", "nights", "unique"):
-                assert value == other[name], (name, mine)
-            else:
-                pair = (np.asarray(x, float) for x in (value, other[name]))
-                np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5, err_msg=name)
-
-
-def assert_same_learners(ours: Any, theirs: Any) -> None:
-    ours, theirs = (
-        jax.device_get(x.replace(key=jax.random.key_data(x.key))) for x in (ours, theirs)
-    )
-    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    # Whatever was decided, drawn or counted is the same to the last bit.
-    for part in ("slots", "cues", "counters", "key"):
-        assert tree.differing(getattr(ours, part), getattr(theirs, part)) == []
-
-
 def spread_over(state: Any) -> set[str]:
     """Mesh axes that some parameter is spread over."""
-    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
+    specs = [getattr(leaf.sharding, "spec", ()) for leaf in jax.tree.leaves(state.params)]
     return {axis for spec in specs for axis in spec if axis is not None}
 
 
@@ -96,38 +71,43 @@ def alone(brief, bench, tmp_path_factory):
 
 
 @slow
-def test_a_life_on_one_mesh_and_then_on_another_is_that_of_one_device(
+def test_a_life_may_go_on_on_another_mesh_or_without_and_is_that_of_one_device(
     brief, bench, alone, tmp_path
 ):
-    """A day and part of its night over rows and pieces, the rest over learners and columns."""
+    """A day over rows and pieces, one on one device, the last night over learners and columns."""
     arm = brief.arm(bench, "sleep")
 
-    def live(shape: dict[str, int], stop: StopRequest | None = None):
-        here = on(bench, shape)
+    def live(shape: dict[str, int], axes: set[str], until: int | None = None):
+        """On from the last save, to the samples of night ``until``; it lies over ``axes``."""
+        here, stop = on(bench, shape) if shape else bench, StopRequest()
         config = dataclasses.replace(bench.config, mesh=MeshConfig(**shape))
         run = Run(tmp_path / "run", config, quiet=True, resume=True, stop=stop)
         life = life_of(here, arm)
         agenda = life.agenda()
-        if stop is not None:
-            place = next(i for i, m in enumerate(agenda) if m.record.get("event") == "seed")
+        if until is not None:
+            seeds = [i for i, m in enumerate(agenda) if m.record.get("event") == "seed"]
+            place = next(i for i in seeds if agenda[i].record["day"] == until)
+            step = agenda[place]
 
             def done(state):
                 stop.signum = signal.SIGTERM
                 state, lines = step.run(state)
-                assert spread_over(state) == {"fsdp"}
+                assert spread_over(state) == axes
                 return state, lines
 
-            step = agenda[place]
             agenda[place] = dataclasses.replace(step, run=done)
-        return run.stage(Stage("sleep", lambda: newborns(here, arm), agenda, life.streams))
+        state = run.stage(Stage("sleep", lambda: newborns(here, arm), agenda, life.streams))
+        assert spread_over(state) == axes
+        return state
 
     with pytest.raises(Stopped):
-        live(ROWS, StopRequest())
-    state = live(LEARNERS)
-    assert spread_over(state) == {"replica", "tensor"}
+        live(ROWS, {"fsdp"}, until=0)
+    with pytest.raises(Stopped):
+        live({}, set(), until=1)
+    state = live(LEARNERS, {"replica", "tensor"})
     assert state.counters["nights"].tolist() == [2, 2]
-    assert_same_lines(read_metrics(tmp_path / "run" / METRICS), alone.lines)
-    assert_same_learners(state, alone.state)
+    simulated.assert_same_lines(read_metrics(tmp_path / "run" / METRICS), alone.lines)
+    simulated.assert_same_learners(state, alone.state)
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -158,7 +138,7 @@ def test_a_whole_run_pretrains_lives_and_reports_as_on_one_device(tmp_path):
         results.append(json.loads((place / "results.json").read_text()))
         lines.append(read_metrics(place / METRICS))
     assert {line["event"] for line in lines[0]} == {"pretrain", "wake", "exam"}
-    assert_same_lines(*lines)
+    simulated.assert_same_lines(*lines)
     one, four = ([learner["matrix"] for learner in r["arms"]["wake_only"]] for r in results)
     assert one == four
     assert results[0]["digest"] == results[1]["digest"]

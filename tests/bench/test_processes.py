@@ -135,7 +135,7 @@ def test_two_processes_pretrain_live_and_report_as_one_does(whole, tmp_path):
     assert place.matrix() == alone.matrix()
     ours, theirs = (read_metrics(p.run / METRICS) for p in (place, alone))
     assert {line["event"] for line in ours} > {"pretrain", "wake", "seed", "exam"}
-    simulated.assert_same_within_rounding(ours, theirs)
+    simulated.assert_same_lines(ours, theirs)
     assert sorted(p.name for p in place.run.iterdir()) == sorted(
         p.name for p in alone.run.iterdir()
     )
@@ -172,7 +172,7 @@ def test_one_process_goes_on_with_what_two_have_saved(stopped, whole, tmp_path):
     shutil.copytree(stopped[0].folder, place.folder, dirs_exist_ok=True)
     assert cli.main(place.arguments()) == 0
     assert place.matrix() == whole[0].matrix()
-    simulated.assert_same_within_rounding(place.lines(), whole[0].lines())
+    simulated.assert_same_lines(place.lines(), whole[0].lines())
 
 
 # --- what cannot work, in one line ---------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_on_a_mesh_it_lives_as_on_one_device(lived, published, tokenizer, tmp_pa
     assert cli.main(["run", LIFE, "--workdir", str(tmp_path), "--quiet", *arguments]) == 0
     ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (tmp_path, lived))
     assert {"wake", "seed", "exam"} < {line["event"] for line in ours}
-    simulated.assert_same_within_rounding(ours, theirs)
+    simulated.assert_same_lines(ours, theirs)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sleeplm.core.losses import chunked_cross_entropy, chunked_divergence, divergence
 from sleeplm.core.phase import consolidate
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Extract, Memory, Metrics, Objective, Phase, PyTree, Variables
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.config import DreamConfig
@@ -32,7 +33,7 @@ def absorb(
     config: DreamConfig,
     pair: tuple[str, str],
     slot: Array,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
 ) -> Phase:
     """``config.inner`` updates of the receiver's expert ``slot`` on accepted dreams.
 

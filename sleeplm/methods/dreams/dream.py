@@ -252,13 +252,13 @@ def dream(model: Model, config: DreamConfig, **parts: Any) -> Phase:
     return Phase(init, step)
 
 
-def dreams(model: Model, config: DreamConfig, **parts: Any) -> Extract:
+def dreams(model: Model, config: DreamConfig, *, axis_name: Axis = None, **parts: Any) -> Extract:
     """A round as an extraction: the accepted dreams, of which the others have no weight.
 
     The memory has k + b rows, of which each device of an ``axis_name`` has its share. The batch is
     that of :func:`round_of`; a night's ``"rows"`` may be in it, and are not looked at.
     """
-    run, axis_name = round_of(model, config, **parts), parts.get("axis_name")
+    run = round_of(model, config, axis_name=axis_name, **parts)
 
     def extract(variables: Variables, batch: Mapping[str, Any], key: Array) -> Memory:
         accepted, _ = run(variables, batch, key)

@@ -85,7 +85,7 @@ def tutor(model: Model, config: DreamConfig, axis_name: Axis = None) -> Phase:
     return Phase(learn.init, step)
 
 
-def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
+def reinforce(model: Model, config: DreamConfig, *, axis_name: Axis = None, **parts: Any) -> Phase:
     """One round of ReST^EM: dream, then fine-tune the writer on the accepted dreams.
 
     ``repeat(rounds, reinforce(...))`` is the algorithm. The writer learns to write a dream behind
@@ -93,13 +93,13 @@ def reinforce(model: Model, config: DreamConfig, **parts: Any) -> Phase:
     :func:`~sleeplm.methods.dreams.dream.dream`: the round's accepted dreams.
 
     Args:
-      parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
+      axis_name, parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
 
     Raises:
       ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).
     """
-    run = round_of(model, config, **parts)
-    teach = tutor(model, config, parts.get("axis_name"))
+    run = round_of(model, config, axis_name=axis_name, **parts)
+    teach = tutor(model, config, axis_name)
 
     def init(params: Params, key: Array) -> Dreams:
         del key

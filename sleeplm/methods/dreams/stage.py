@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core import tree
+from sleeplm.core.shares import Axis
 from sleeplm.core.types import WRITER, Array, Memory, Metrics, Params, Phase, PyTree, State
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
@@ -93,6 +94,8 @@ def dreaming(
     sleep: SleepConfig,
     config: DreamConfig,
     pair: tuple[str, str],
+    *,
+    axis_name: Axis = None,
     **parts: Any,
 ) -> Dreaming:
     """The dreaming of a night of ``pair`` (sender, receiver), after its consolidation.
@@ -102,10 +105,11 @@ def dreaming(
     learner needs a writer (:func:`~sleeplm.methods.dreams.reinforce.with_writer`).
 
     Args:
-      parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
+      axis_name, parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`; rows of ``absorb`` lie
+        over the axis too.
     """
-    receiver, axis_name = pair[1], parts.get("axis_name")
-    dream, teach = whole_round(model, config, **parts), tutor(model, config, axis_name)
+    receiver, teach = pair[1], tutor(model, config, axis_name)
+    dream = whole_round(model, config, axis_name=axis_name, **parts)
     bias = model.config.level(receiver).gate_bias
 
     def learn(slot: Array) -> Phase:
