@@ -29,7 +29,7 @@ from sleeplm.methods.ewc import EWC
 from sleeplm.methods.gaussians import GAUSSIANS
 
 #: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
-#: ``sleep`` with another number of updates. Two more are ``sleep_full`` with a weight of 0.
+#: ``sleep`` with another number of updates. Two more are ``sleep_full`` with one other weight.
 ANOTHER_NUMBER = ("sleep_longer", "no_imitation", "no_semantic")
 LIVES = [name for name in ARMS if name not in (*DREAMING, *ANOTHER_NUMBER)]
 SLEEPERS = [name for name in LIVES if name not in WITHOUT_LEVELS_NIGHTS]
@@ -111,6 +111,14 @@ def test_an_arm_for_labels_is_refused_elsewhere(brief):
     config = brief.config(arms=["wake_only"])
     with pytest.raises(ConfigError, match=r"arms = 'inca': needs a labelled world"):
         build_arm("inca", config, classes=0)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("no_imitation", "alpha"), ("no_semantic", "gamma")])
+def test_two_arms_differ_from_all_parts_together_by_one_weight(brief, name, weight):
+    full, other = (build_arm(arm, brief.config(), classes=0).sleep for arm in ("sleep_full", name))
+    without = {"alpha": 1.0, "gamma": 0.0}[weight]
+    assert getattr(full, weight) != without
+    assert other == dataclasses.replace(full, **{weight: without})
 
 
 @pytest.mark.parametrize(
