@@ -122,7 +122,9 @@ class ImportedTokenizer:
     def in_turns(self, eos: int) -> ImportedTokenizer:
         """The same with questions asked, and answered, in turns as its chat template has them.
 
-        They are those of a conversation that is under way: without what stands before a first turn.
+        They are those of a conversation that is under way, without what stands before a first
+        turn, and the last of it: some templates (Qwen3's) put an empty thought before the last
+        answer, and before no earlier one.
 
         Args:
           eos: what ends a text, which holds several turns: not what ends a turn.
@@ -133,15 +135,15 @@ class ImportedTokenizer:
         """
         if self.chat_template is None:
             raise ConfigError("chat_template", None, "this model was not made for conversations")
-        asked, answered, *_ = (char for char in PRIVATE if char not in self.chat_template)
-        earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        turn = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        start, whole = self._render(earlier, False), self._render([*earlier, *turn], False)
-        alike = whole.startswith(start) and whole.count(asked) == whole.count(answered) == 1
+        said = [char for char in PRIVATE if char not in self.chat_template][:4]
+        roles = ("user", "assistant", "user", "assistant")
+        messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+        pieces = re.split("|".join(said), text := self._render(messages, False))
+        alike = re.findall("|".join(said), text) == said and pieces[2].startswith(pieces[4])
         remedy = "turns that depend on what was said before are not supported"
         checks.require(alike, "chat_template", self.chat_template[:40], remedy)
-        before, rest = whole.removeprefix(start).split(asked)
-        parts = [self._with_special(part, asked) for part in (before, *rest.split(answered))]
+        before = pieces[2].removeprefix(pieces[4])
+        parts = [self._with_special(part, said[0]) for part in (before, *pieces[3:])]
         if parts[0][:1] == [self.bos]:  # it begins every text anyway
             parts[0] = parts[0][1:]
         special = [i for i, token in enumerate(parts[2]) if token in self.special.values()]

@@ -178,6 +178,45 @@ def test_a_question_in_turns_is_what_the_template_makes_of_it(tokenizer, talking
     assert list(rows["answer_start"]) == [1 + len(prompt), 1]
 
 
+#: As Qwen3's does: an empty thought stands before the last answer, and before no other.
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if loop.last and message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: As Llama 3's does: a header, two line breaks, the trimmed message, and no line break behind it.
+HEADERS = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}<|im_start|>\n\n"
+    "{{ message.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_start|>\n\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "between"),
+    [
+        (
+            THINKING,
+            "<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        (
+            HEADERS,
+            "<|im_start|>user<|im_start|>\n\n",
+            "<|im_end|><|im_start|>assistant<|im_start|>\n\n",
+        ),
+    ],
+    ids=["a thought before the last answer", "headers"],
+)
+def test_a_question_stands_in_the_last_turn_of_a_conversation(tokenizer, template, before, between):
+    pytest.importorskip("jinja2")
+    turns = dataclasses.replace(tokenizer, chat_template=template).in_turns(0).turns
+    assert turns.before == tuple(tokenizer._with_special(before, "-"))
+    assert turns.between == tuple(tokenizer._with_special(between, "-"))
+    assert turns.end == (tokenizer.special["<|im_end|>"],)
+
+
 def test_what_begins_every_text_is_not_said_twice(tokenizer):
     start = tokenizer.special["<|im_start|>"]
     again = dataclasses.replace(tokenizer, bos=start).in_turns(0)
