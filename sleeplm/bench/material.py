@@ -90,7 +90,10 @@ def _tokenizer(config: Any, curriculum: Curriculum) -> Any:
         return train_tokenizer(curriculum.pretrain, config.model.vocab_size)
     found = find_backbone(config.backbone, max_len=config.model.max_len)
     tokenizer = found.read_tokenizer().alike_anywhere()  # names are found in texts by their tokens
-    return tokenizer.in_turns(config.model.eos) if config.chat else tokenizer
+    if config.chat:
+        return tokenizer.in_turns(config.model.eos)
+    # Instruct models' tokenizers name what ends a turn; rows end as the model expects of texts.
+    return dataclasses.replace(tokenizer, bos=config.model.bos, eos=config.model.eos)
 
 
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:

@@ -43,12 +43,16 @@ def check_backbone(config: Any) -> None:
     if not config.backbone:
         return
     model = backbone_config(config.model)
-    found = find_backbone(config.backbone, max_len=model.max_len).config
+    published = find_backbone(config.backbone, max_len=model.max_len)
+    found = published.config
     require_same_backbone(model, found, "model")
+    checks.require(model.bos == found.bos, "model.bos", model.bos, f"must be {found.bos}")
     # A conversation's texts hold several turns: they end otherwise than a turn does.
-    for name in ("bos",) if config.chat else ("bos", "eos"):
-        ours, theirs = getattr(model, name), getattr(found, name)
-        checks.require(ours == theirs, f"model.{name}", ours, f"must be {theirs}")
+    if model.eos != found.eos and not config.chat:
+        tokenizer = published.read_tokenizer()
+        ends = {*tokenizer.stops, *tokenizer.special.values()}
+        remedy = f"must be {found.eos}, or the id of another special token"
+        checks.require(model.eos in ends, "model.eos", model.eos, remedy)
 
 
 def imported(run: Run, model: Model, name: str, learners: int, mesh: Mesh | None = None) -> Params:

@@ -84,6 +84,9 @@ def test_the_experiment_takes_any_published_backbone(place, tmp_path, argument, 
     assert plain.model.vocab_size == VOCABULARY
     if eos == 2:
         check(plain)
+    else:  # the id of no special token
+        with pytest.raises(ConfigError, match=r"model\.eos = 3"):
+            check(plain)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     chat = load_config(f"{EXPERIMENT}:{argument.format(folder)}", [])
     assert (chat.chat, chat.model.eos) == (True, eos)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
 from sleeplm import cli
+from sleeplm.bench.exams import answer_lengths
 from sleeplm.bench.general import general_loss, general_rows
 from sleeplm.bench.material import paper_of, prepare
 from sleeplm.bench.pretraining import pretrained
@@ -112,6 +113,24 @@ def test_texts_are_read_with_the_published_tokenizer(config, tokenizer):
         assert row == [1, *tokenizer.encode(text), 2]
 
 
+@pytest.mark.parametrize(("published_as", "end"), [([0, 2], 0), (2, 1)])
+def test_texts_end_as_the_model_expects_whatever_its_tokenizer_ends_turns_with(
+    published, tokenizer, tmp_path, published_as, end
+):
+    """Instruct models publish several ends: config.json's first is a text's, or one says which."""
+    folder = tmp_path / "instruct"
+    shutil.copytree(published[0], folder)
+    raw = json.loads((folder / "config.json").read_text()) | {"eos_token_id": published_as}
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    changes = {"backbone": folder, "model.eos": end}
+    config = load_config(LIFE, settings(published, tokenizer, **changes))
+    check(config)
+    material = prepare(config)
+    assert {row[-1] for day in material.days for row in day} == {end}
+    assert (answer_lengths(paper_of(config, material).answers, eos=end) > 1).all()
+
+
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}/{% endfor %}"
 
 
@@ -160,6 +179,7 @@ def test_chats_need_a_published_model(talkative, tokenizer):
         ({"model.vocab_size": 400}, "model: vocab_size"),
         ({"model.n_layers": 2}, "model: num_hidden_layers"),
         ({"model.bos": 3}, r"model\.bos"),
+        ({"model.eos": 7}, r"model\.eos = 7: must be 2, or the id of another special token"),
         ({"backbone": "nowhere"}, "nowhere"),
     ],
 )
