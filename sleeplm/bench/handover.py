@@ -32,6 +32,7 @@ from sleeplm.methods.config import SleepConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import SHARD_BYTES, save_backbone
+from sleeplm.pretrained.hf_tokenizer import special_ids
 from sleeplm.pretrained.hf_tokenizer import tokenizer_files as imported_files
 from sleeplm.pretrained.memories import History, Memories, export_memories
 from sleeplm.pretrained.memory_files import has_memories, write_memories
@@ -41,8 +42,6 @@ from sleeplm.runtime import config as configs
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import CHECKPOINTS, METRICS
-
-SPECIAL = {"pad_token_id": PAD}
 
 
 @dataclasses.dataclass
@@ -238,31 +237,38 @@ def export(
             if source is None:
                 source = folder_of(lived.config.backbone)
             if source is None:
-                _write_tokenizer(folder, lived)
-                settings["keys"] = SPECIAL
+                files, settings["keys"] = tokenizer_of(lived)
+                for file, content in files.items():
+                    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+                    write_text(folder / file, text)
             save_backbone(folder, config, lived.state.params, source=source, **settings)
         if "memories" in parts:
             write_memories(folder, memories)
     return memories
 
 
-def _write_tokenizer(folder: pathlib.Path, lived: Lived) -> None:
-    for name, content in _tokenizer_files(lived).items():
-        write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+def tokenizer_of(lived: Lived) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The tokenizer's files by name, and the keys of ``config.json`` that are about its ids.
 
+    For a backbone that comes from no folder: trained in the run, or out of a GGUF file. What ends
+    a turn in such a file is not ``model.eos``, with which the run has ended texts.
 
-def _tokenizer_files(lived: Lived) -> dict[str, dict[str, Any]]:
+    Raises:
+      ConfigError: the run's texts, on which its tokenizer was trained, are no longer the same.
+    """
     max_len = lived.config.model.max_len
     if lived.config.backbone:
-        return imported_files(find_backbone(lived.config.backbone).read_tokenizer(), max_len)
+        tokenizer = find_backbone(lived.config.backbone).read_tokenizer()
+        return imported_files(tokenizer, max_len), special_ids(tokenizer)
     material = prepare(lived.config)
     if digest(material.curriculum) != lived.world:
         remedy = "its texts are not those that the run has read: the tokenizer would be another"
         raise ConfigError("world", lived.config.world, remedy)
-    return {
+    files = {
         TOKENIZER: hf_tokenizer(material.tokenizer),
         TOKENIZER_CONFIG: hf_tokenizer_config(max_len),
     }
+    return files, {"pad_token_id": PAD}
 
 
 def sleep_of(memories: Memories) -> SleepConfig:

@@ -80,6 +80,16 @@ def tokenizer_files(tokenizer: ImportedTokenizer, max_len: int) -> dict[str, dic
     return {TOKENIZER: json.loads(tokenizer.bpe.to_str()), SETTINGS: settings}
 
 
+def special_ids(tokenizer: ImportedTokenizer) -> dict[str, Any]:
+    """What ``config.json`` says of its special tokens: generation ends at any ``eos_token_id``."""
+    ends: Any = list(tokenizer.stops)
+    return {
+        "pad_token_id": tokenizer.pad,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+    }
+
+
 def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:
     path = root / TEMPLATE
     found = path.read_text() if path.exists() else settings.get("chat_template")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.pretrained.hf_config import read_config
+from sleeplm.pretrained.hf_tokenizer import read_tokenizer, special_ids
 from sleeplm.pretrained.hf_weights import load_params
 from sleeplm.pretrained.published import find_backbone
 
@@ -32,6 +37,33 @@ def test_the_package_is_a_name_and_its_file_is_another(smollm2):
     text = "Sleep helps the brain."
     tokenizer = by_name.read_tokenizer()
     assert tokenizer.encode(text) == by_file.read_tokenizer().encode(text) != []
+
+
+@pytest.mark.slow
+def test_what_it_is_handed_on_with_ends_where_its_file_says_not_where_the_run_ended_texts(
+    smollm2, tmp_path
+):
+    from sleeplm.bench.handover import Lived, tokenizer_of
+    from sleeplm.bench.retention import RetentionConfig
+
+    file = find_backbone(str(smollm2.path), max_len=64)
+    config = RetentionConfig(
+        backbone=str(smollm2.path), model=dataclasses.replace(file.config, eos=0)
+    )
+    files, ids = tokenizer_of(Lived(config, None, None, {}, {}, ""))  # type: ignore[arg-type]
+    tokenizer = file.read_tokenizer()
+    assert ids == {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps(ids))
+    again = read_tokenizer(tmp_path)
+    assert (again.pad, again.bos, again.stops) == (tokenizer.pad, tokenizer.bos, tokenizer.stops)
+
+
+def test_a_model_may_end_generation_at_several_tokens():
+    stops = types.SimpleNamespace(pad=0, bos=1, stops=(7, 5))
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [7, 5]}
+    assert special_ids(stops) == ids  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.gguf"])
