@@ -2,7 +2,9 @@
 
 A context of the format ``free`` is a text whose end is held back. One of a marked format is a whole
 statement and a mark behind it (:mod:`sleeplm.data.formats`), so what its dream is held against is
-another statement of the same fact: the day's texts have to agree with it.
+another statement of the same fact, or another piece of the same passage: the day's texts have to
+agree with it. From a text that has no such other nothing is written: held against itself, a copy
+of it would be the best of dreams.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from sleeplm.core import checks
 from sleeplm.core.types import PyTree
 from sleeplm.data.facts import Document, Fact
 from sleeplm.data.formats import ASKED, CHATTING, SHOWN, Style
+from sleeplm.data.passage_days import PASSAGE
+from sleeplm.data.sentences import sentences
 from sleeplm.data.text import token_lists
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.write import Contexts, hold_back
@@ -38,8 +42,20 @@ def check_material(materials: Iterable[Material], config: DreamConfig, style: St
 
     Raises:
       ConfigError: dreams are to be rewarded by questions, and some day has none; or written in a
-        marked format, and no statement of some day fits into a context.
+        marked format, and no statement of some day fits into a context, or no text at all has
+        another to be held against.
     """
+    materials = list(materials)
+    days = [documents for material in materials for documents in material.curriculum.days]
+    if any(style.words[kind] for kind in config.formats):
+        remedy = "no two texts of a day tell the same, to hold one against what is dreamt from the "
+        remedy += "other: tell more statements of a fact (day_statements), or use ['free']"
+        paired = any(
+            _another(documents, range(len(documents)), i) is not None
+            for documents in days
+            for i in range(len(documents))
+        )
+        checks.require(paired, "dream.formats", config.formats, remedy)
     for material in materials:
         for day, documents in enumerate(material.curriculum.days):
             if config.reward == "questions":
@@ -69,20 +85,22 @@ def in_formats(
       rows where there are fewer texts than contexts.
     """
     documents, rows = material.curriculum.days[day], material.days[day]
-    queues = {
-        kind: written_from(material, day, left, kind, config, style) for kind in config.formats
-    }
+
+    def with_other(kind: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Contexts, and what each is held against: of a free one its own end."""
+        for i, context in written_from(material, day, left, kind, config, style):
+            other = _another(documents, left, i) if style.words[kind] else i
+            if other is not None:
+                yield context, rows[other]
+
+    queues = {kind: with_other(kind) for kind in config.formats}
     contexts, against, free = [], [], []
     for n in range(config.contexts):
         kind = config.formats[n % len(config.formats)]
-        i, context = next(queues[kind], (None, []))
+        context, other = next(queues[kind], ([], []))
         contexts.append(context)
+        against.append(other)
         free.append(not style.words[kind])
-        if i is None or free[-1]:
-            against.append([] if i is None else rows[i])
-            continue
-        same = (j for j in left if j != i and _tells(documents[j], documents[i].fact))
-        against.append(rows[next(same, i)])
     given, held = rows_of(contexts, config), rows_of(against, config)
     seen = plain(hold_back(Contexts(**given), config.hold)[0])
     seen["tokens"] = np.where(np.asarray(free)[:, None], seen["tokens"], given["tokens"])
@@ -149,8 +167,29 @@ def plain(contexts: Contexts) -> dict[str, Any]:
     return {name: np.asarray(x) for name, x in contexts._asdict().items()}
 
 
-def _tells(document: Document, fact: Fact) -> bool:
-    return not document.prompt and document.fact == fact
+def _another(documents: Sequence[Document], left: Iterable[int], i: int) -> int | None:
+    """Another text that tells what text ``i`` does: the first that repeats none of its sentences.
+
+    Pieces of a passage overlap: of those that all share a sentence with it the first; None where
+    nothing tells of the same.
+    """
+    found = [j for j in left if j != i and _tells_same(documents[j], documents[i])]
+    apart = (j for j in found if not _share_a_sentence(documents[j].text, documents[i].text))
+    return next(apart, found[0] if found else None)
+
+
+def _tells_same(one: Document, other: Document) -> bool:
+    """Whether both are statements of one fact, or pieces of one passage."""
+    if one.prompt or one.text == other.text:
+        return False
+    if one.fact.relation == PASSAGE == other.fact.relation:
+        return one.fact.value == other.fact.value
+    return one.fact == other.fact
+
+
+def _share_a_sentence(one: str, other: str) -> bool:
+    both = ((one, other), (other, one))
+    return any(sentence in text for text, told in both for sentence in sentences(told))
 
 
 def _tells_another(document: Document, fact: Fact) -> bool:

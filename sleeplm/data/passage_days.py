@@ -119,7 +119,8 @@ def in_pieces(
     days = []
     for day, accepted in zip(curriculum.days, curriculum.accepted, strict=True):
         answers = list(dict.fromkeys(itertools.chain(*accepted)))
-        days.append([piece for whole in day for piece in _cut(whole, answers, encode, room - 2)])
+        cut = (_cut(whole, n, answers, encode, room - 2) for n, whole in enumerate(day))
+        days.append([piece for pieces in cut for piece in pieces])
     cues = [list(dict.fromkeys(piece.fact.subject for piece in day)) for day in days]
     return dataclasses.replace(
         curriculum,
@@ -138,7 +139,10 @@ def _question(asked: PassageQuestion, ask: str) -> Document:
     return Document(f"{prompt} {answer}", prompt, answer, Fact(asked.question, ANSWER, answer))
 
 
-def _cut(whole: Document, answers: Sequence[str], encode: Callable, room: int) -> list[Document]:
+def _cut(
+    whole: Document, number: int, answers: Sequence[str], encode: Callable, room: int
+) -> list[Document]:
+    """Pieces of passage ``number`` of its day, which they name as the value of their fact."""
     title = whole.fact.subject
     context = whole.text.removeprefix(_titled(title, ""))
 
@@ -146,7 +150,9 @@ def _cut(whole: Document, answers: Sequence[str], encode: Callable, room: int) -
         return len(encode([_titled(title, piece)])[0]) <= room
 
     return [
-        Document(_titled(title, piece), "", "", Fact(_cue(title, piece, answers), PASSAGE, ""))
+        Document(
+            _titled(title, piece), "", "", Fact(_cue(title, piece, answers), PASSAGE, str(number))
+        )
         for piece in overlapping(sentences(context), fits)
     ]
 

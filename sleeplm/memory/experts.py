@@ -40,7 +40,8 @@ def route(
         ``softmax`` shares one unit of weight between the open experts and one zero route of
         logit 0 that has no parameters and adds nothing.
       explore: [B, S] noise or None. If given, each row also uses the open expert with the
-        largest noise, at the weight of an undecided gate (section 6, the random extra expert).
+        largest noise (section 6, the random extra expert): at the weight of an undecided gate,
+        0.5, or as it is used anyway, whichever is more.
 
     Returns:
       index int32 [B, L, K'] and weight float32 [B, L, K'], K' = top_k (+ 1 if exploring); heaviest
@@ -60,10 +61,11 @@ def route(
         weight, index = jax.lax.top_k(value, top_k)
     if explore is not None:
         extra = jnp.argmax(jnp.where(active, explore, -jnp.inf), axis=-1)
-        extra_weight = jnp.where(active.any(), 0.5, 0.0)
-        shape = (*index.shape[:-1], 1)
-        index = jnp.concatenate([index, jnp.broadcast_to(extra[:, None, None], shape)], -1)
-        weight = jnp.concatenate([weight, jnp.broadcast_to(extra_weight, shape)], -1)
+        extra = jnp.broadcast_to(extra[:, None, None], (*index.shape[:-1], 1))
+        has = jnp.where(index == extra, weight, 0.0).sum(-1, keepdims=True)
+        more = jnp.where(active.any(), jnp.maximum(0.5 - has, 0.0), 0.0)
+        index = jnp.concatenate([index, extra], -1)
+        weight = jnp.concatenate([weight, more], -1)
     return index.astype(jnp.int32), weight
 
 

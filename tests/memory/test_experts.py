@@ -93,19 +93,31 @@ def test_a_closed_slot_is_not_chosen_however_strongly_its_router_column_speaks()
         np.testing.assert_array_equal(weight, quiet)
 
 
+def weights_by_slot(index, weight):
+    """[B, L, S]: the weight with which each token uses each expert."""
+    out = np.zeros((*index.shape[:2], S), np.float32)
+    for place in np.ndindex(*index.shape):
+        out[(*place[:2], int(index[place]))] += float(weight[place])
+    return out
+
+
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
-def test_exploring_adds_one_open_expert_a_row_at_half_weight_and_leaves_the_rest(gate):
+@pytest.mark.parametrize("top_k", [1, 2, S])
+def test_exploring_uses_one_open_expert_a_row_at_half_weight_at_least(gate, top_k):
+    """Where every open expert is used anyway, the drawn one is never used at a gate and a half."""
     x, router, _ = inputs()
     noise = jax.random.uniform(jax.random.key(9), (B, S))
     active = open_slots(1, 3, 4)
-    index, weight = route(x, router, active, top_k=2, gate=gate)
-    more_index, more_weight = route(x, router, active, top_k=2, gate=gate, explore=noise)
-    assert more_index.shape == more_weight.shape == (B, L, 3)
-    np.testing.assert_array_equal(more_index[..., :2], index)
-    np.testing.assert_array_equal(more_weight[..., :2], weight)
-    best = np.argmax(np.where(np.asarray(active), noise, -1), -1)
-    np.testing.assert_array_equal(more_index[..., 2], np.broadcast_to(best[:, None], (B, L)))
-    assert np.all(np.asarray(more_weight[..., 2]) == 0.5)
+    plain = weights_by_slot(*route(x, router, active, top_k=top_k, gate=gate))
+    index, weight = route(x, router, active, top_k=top_k, gate=gate, explore=noise)
+    assert index.shape == weight.shape == (B, L, top_k + 1)
+    explored = weights_by_slot(index, weight)
+    drawn = np.argmax(np.where(np.asarray(active), noise, -1), -1)
+    expected = plain.copy()
+    for row, slot in enumerate(drawn):
+        expected[row, :, slot] = np.maximum(plain[row, :, slot], 0.5)
+    np.testing.assert_allclose(explored, expected, rtol=1e-6)
+    assert (expected != plain).any()
 
 
 def test_exploring_an_empty_pool_adds_nothing():

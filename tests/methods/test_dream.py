@@ -17,8 +17,9 @@ from sleeplm.core.phase import consolidate, repeat
 from sleeplm.core.types import WRITER
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
-from sleeplm.methods.dreams.config import SCORES, DreamConfig
+from sleeplm.methods.dreams.config import REWARDS, SCORES, DreamConfig
 from sleeplm.methods.dreams.dream import (
+    _prepared,
     dream,
     dreams,
     given,
@@ -29,7 +30,7 @@ from sleeplm.methods.dreams.dream import (
 from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
 from sleeplm.methods.dreams.trials import Lesson
-from sleeplm.methods.dreams.write import memory_of
+from sleeplm.methods.dreams.write import as_contexts, memory_of, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
 from sleeplm.methods.update import optimizer
@@ -101,6 +102,24 @@ def test_accepted_dreams_have_weight_and_the_others_none(tiny, learning):
     alone = settings(alone=True)
     shapes = jax.eval_shape(lambda: once(learning, contexts(tiny), alone, reward=by_number)[0])
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, no_dreams(alone))
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "nothing else"])
+@pytest.mark.parametrize("given_too", [True, False], ids=["a reference", "none"])
+def test_what_gradients_are_aligned_with_does_not_depend_on_what_rewards(
+    tiny, learning, held, given_too
+):
+    """A reference of the batch's own, else what is held back, else what is written from."""
+    model, state = learning
+    batch = contexts(tiny)
+    texts = whole(as_contexts(contexts(tiny, 1)["contexts"], 6))
+    reference = whole(as_contexts(contexts(tiny, 2)["contexts"], 6))
+    batch |= ({"held": texts} if held else {}) | ({"reference": reference} if given_too else {})
+    for reward in REWARDS:
+        config = settings(reward=reward, hold=0.0001, memories=0)
+        written_from, found = _prepared(model, config, state.variables, batch, KEY, None)
+        expected = reference if given_too else texts if held else whole(written_from)
+        jax.tree.map(np.testing.assert_array_equal, found["reference"], expected)
 
 
 def test_agreement_alone_judges_if_there_is_no_task(tiny, learning):

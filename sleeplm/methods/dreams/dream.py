@@ -114,11 +114,11 @@ def whole_round(
     The batch has
 
     * ``"contexts"``: :class:`~sleeplm.methods.dreams.write.Contexts`, or a mapping with its fields;
-    * ``"reference"``, if gradients shall be aligned with that memory's, and not with that of the
-      contexts which dreams are written from;
-    * for agreement ``"today"``, int32: memories are told from cues of the days before; and, if
-      nothing shall be held back of the contexts, because other texts are, these: ``"held"``, a
-      memory of a row for each context, which gradients are then aligned with too;
+    * ``"held"``, a memory of a row for each context, if these texts shall be held back and nothing
+      of the contexts;
+    * ``"reference"``, if gradients shall be aligned with that memory's, and not with that of
+      ``"held"``, or, where that is not given, of the contexts which dreams are written from;
+    * for agreement ``"today"``, int32: memories are told from cues of the days before;
     * ``"stop"``, int32, if something else ends a dream than what ends a text;
     * for questions ``"questions"``, see :class:`~sleeplm.methods.dreams.rewards.Questions`.
 
@@ -324,15 +324,13 @@ def _prepared(
     """The contexts to write from, and the batch with what gradients and agreement ask for."""
     contexts, batch = as_contexts(batch["contexts"], config.context_tokens), dict(batch)
     contexts = everyone(contexts, axis_name)
-    if config.reward != "agreement":
-        batch.setdefault("reference", whole(contexts))
-        return contexts, batch
-    if "held" in batch:
+    agreement = config.reward == "agreement"
+    if "held" in batch:  # whatever rewards: rewards are compared on dreams selected alike
         batch.setdefault("reference", batch["held"])
-    else:
+    elif agreement:
         contexts, batch["held"] = hold_back(contexts, config.hold)
-        batch.setdefault("reference", whole(contexts))
-    if config.memories:
+    batch.setdefault("reference", whole(contexts))
+    if agreement and config.memories:
         batch["memories"] = recall(
             model, variables, batch["today"], config.memories, key,
             new_tokens=config.new_tokens, temperature=config.temperature, axis_name=axis_name,
