@@ -25,9 +25,9 @@ examples:
   sleeplm report runs/mine
   sleeplm report runs/mine runs/other --out runs/both
   sleeplm report runs/mine --against wake_only
-  sleeplm export runs/mine --out shared/mine
-  sleeplm export runs/mine --night 2 --out shared/night
-  sleeplm import-memories shared/night --base shared/mine --out shared/other
+  sleeplm export runs/mine --out out/mine
+  sleeplm export runs/mine --night 2 --out out/night
+  sleeplm import-memories out/night --base out/mine --out out/other
   sleeplm plan experiments/plan_llama8b.py --topology v5e:4x4
 
 An experiment file is Python with a function get_config() that returns the settings; every one of

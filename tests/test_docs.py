@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sleeplm.core import tree
+from sleeplm.methods.learner import COUNTERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README.md")])
@@ -23,6 +24,8 @@ TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
 #: Files that pages tell people to run, or to take figures from; with wildcards as in a shell.
 FILE = re.compile(r"\b((?:docs|experiments)/[\w./*-]*[\w*])")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
+#: Links that show where they lead: a path, or a name in it.
+SHOWN = re.compile(r"\[`([\w.-]+(?:/[\w.-]+)+)(?:::[\w.]+)?`\]\(([^()\s#]+)\)")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -110,6 +113,13 @@ def test_relative_links_lead_to_files_and_headings(page):
     assert not broken, f"{page.name}: links that lead nowhere: {broken}"
 
 
+@every_page
+def test_a_link_that_shows_a_path_leads_there(page):
+    shown = [(path, page.parent / link) for path, link in SHOWN.findall(page.read_text())]
+    wrong = [path for path, target in shown if target.resolve() != ROOT / path]
+    assert not wrong, f"{page.name}: links that show one file and lead to another: {wrong}"
+
+
 def run_blocks(page):
     """Runs the python blocks of a page as one program; returns what they have defined."""
     names = {"__name__": f"docs_{page.stem}"}
@@ -171,6 +181,11 @@ def test_the_bytes_in_the_memory_page_are_those_of_the_default_experiment(monkey
     sizes = run_blocks(MEMORY)["sizes"]
     want = [f"{size:,}" for size in sizes.values()]
     assert table == want, f"experiments/retention.py has changed: write {want} into docs/memory.md"
+
+
+def test_the_counters_in_the_memory_page_are_those_of_a_learner():
+    table = MEMORY.read_text().split("## Counters")[1].split("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == COUNTERS
 
 
 @pytest.mark.slow

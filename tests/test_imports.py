@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def ids(path):
 def test_there_is_something_to_check():
     assert {room(path) for path in FILES} >= {"core", "memory", "models", "methods", "runtime"}
     assert any(rooms_imported(path) for path in FILES)
+
+
+def test_the_map_of_the_package_has_the_rooms_in_their_order():
+    text = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text()))
+    assert re.findall(r"^\* :mod:`sleeplm\.(\w+)`", text, re.MULTILINE) == ORDER
+    assert set(ORDER) == {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)

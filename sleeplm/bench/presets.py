@@ -1,6 +1,6 @@
 """Settings that the experiments share: the bench's small backbone, its levels, and its night.
 
-They were chosen on worlds and seeds that no report shows, see docs/results.md.
+They were chosen on worlds and seeds that no report shows, see docs/history.md.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def night(**changes: Any) -> SleepConfig:
     """The night of the arm ``sleep``.
 
     On-policy rollouts (``lam``) and imitation (``alpha`` below 1) are off: at equal cost they
-    recalled less, see docs/results.md.
+    recalled less, see docs/history.md.
     """
     settings: dict[str, Any] = {
         "teachers": teachers(),

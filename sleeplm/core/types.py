@@ -67,7 +67,8 @@ class State:
       cues: reservoir of short prefixes to remember from (see :mod:`sleeplm.memory.cues`).
       private: whatever the phase keeps between steps (accumulators, moments, buffers); its
         shape is the phase's own, made by ``Phase.init``.
-      counters: ``{"step", "nights", "skipped", "rolled_back"}``, int32 scalars.
+      counters: int32 scalars by name, of steps, nights and what went wrong among them; all names
+        are in :data:`sleeplm.methods.learner.COUNTERS`.
       key: root PRNG key of the learner; never consumed, only folded into.
     """
 
