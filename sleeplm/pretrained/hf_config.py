@@ -18,6 +18,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling
+from sleeplm.pretrained.json_files import read_object
 
 CONFIG = "config.json"
 FAMILIES = ("llama", "qwen3")
@@ -95,13 +96,7 @@ def read_raw(folder: str | pathlib.Path) -> dict[str, Any]:
       ConfigError: there is none, or it is no JSON object.
     """
     path = pathlib.Path(folder).expanduser() / CONFIG
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
-        raise ConfigError("model folder", str(folder), remedy) from None
-    checks.require(isinstance(raw, dict), str(path), type(raw).__name__, "must be a JSON object")
-    return raw
+    return read_object(path, "model", "name a folder with the model's config.json")
 
 
 def with_context(

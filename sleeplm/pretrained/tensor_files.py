@@ -103,7 +103,7 @@ def digest_of_file(path: pathlib.Path) -> str:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place and renames it: it has the old content or all of the new."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         _to_disk(file.fileno())
