@@ -23,7 +23,8 @@ from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
 from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
-from sleeplm.pretrained.hf_weights import INDEX, SINGLE, Source, sources
+from sleeplm.pretrained.hf_files import INDEX, SINGLE
+from sleeplm.pretrained.hf_weights import Source, sources
 from sleeplm.pretrained.tensor_files import Tensor, digest_of, write_tensors, write_text
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}

@@ -22,7 +22,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.pretrained.hf_config import keys_of
-from sleeplm.pretrained.hf_weights import open_folder
+from sleeplm.pretrained.hf_files import open_folder
 from sleeplm.pretrained.json_files import read_json, read_object
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"

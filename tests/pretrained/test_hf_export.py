@@ -19,7 +19,8 @@ from sleeplm.models.rope import RopeScaling
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_config import read_config
 from sleeplm.pretrained.hf_export import base_config, base_digest, hf_config, save_backbone
-from sleeplm.pretrained.hf_weights import load_params, open_folder
+from sleeplm.pretrained.hf_files import open_folder
+from sleeplm.pretrained.hf_weights import load_params
 
 LEVELS = [
     LevelConfig(name="fast", kind="graft", width=8, period=1, night=4),

@@ -418,6 +418,16 @@ def test_a_night_becomes_the_first_of_a_newborn_and_the_next_one_joins_it(
     np.testing.assert_allclose(said_by(tiny, out), logits(tiny, model, state), atol=1e-6)
 
 
+def test_an_index_that_does_not_count_is_left_behind(both, tiny, base, tmp_path):
+    """Of one file and an index the file is read: the index would lead nowhere in a copy."""
+    model, state, _ = both
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    source = folder_of(tmp_path / "m", export_memories(model, state))
+    out, _ = import_memories(source, base=base, out=tmp_path / "out")
+    assert not (out / "model.safetensors.index.json").exists()
+    np.testing.assert_array_equal(said_by(tiny, out), logits(tiny, model, state))
+
+
 def test_folders_that_do_not_belong_together_change_nothing(both, base, tmp_path):
     model, state, other = both
     night = folder_of(tmp_path / "night", export_memories(model, state, nights=[0]))
