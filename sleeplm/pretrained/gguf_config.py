@@ -21,13 +21,13 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.pretrained.gguf_file import GgufFile
 from sleeplm.pretrained.hf_config import (
-    DEFAULT_THETA,
     FAMILIES,
     MLP,
     keys_of,
     text_ends,
     with_context,
 )
+from sleeplm.pretrained.hf_rope import DEFAULT_THETA
 
 EMBED, UNEMBED, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 

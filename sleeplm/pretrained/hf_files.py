@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -39,7 +40,7 @@ class StoredTensor:
 
 
 @contextlib.contextmanager
-def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, StoredTensor]]:
+def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
     """Every tensor of a folder's safetensors by name, as a slice that is read when indexed.
 
     Raises:
