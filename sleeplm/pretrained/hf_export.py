@@ -207,13 +207,24 @@ def _place(tensor: Tensor) -> tuple[int, str]:
 def require_same_backbone(found: ModelConfig, wanted: ModelConfig, field: str) -> None:
     """Refuses a backbone of other sizes or settings, naming the first that differs.
 
+    Numbers are the same if they are as float32, which is what models compute with: GGUF files and
+    what was recorded of them have 9.99999974e-06 for the 1e-5 of a folder.
+
     Raises:
       ConfigError: with the key of ``config.json``, what is there and what was asked for.
     """
     there, asked = hf_config(found), hf_config(wanted)
     for key in asked:
-        if key not in _NOT_THE_MODEL and there.get(key) != asked[key]:
+        same = _as_computed(there.get(key)) == _as_computed(asked[key])
+        if key not in _NOT_THE_MODEL and not same:
             raise ConfigError(f"{field}: {key}", there.get(key), f"must be {asked[key]!r}")
+
+
+def _as_computed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_computed(one) for name, one in value.items()}
+    with np.errstate(over="ignore"):
+        return np.float32(value) if isinstance(value, float) else value
 
 
 def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from sleeplm.models.graft import backbone_of, graft
 from sleeplm.models.rope import RopeScaling
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_config import read_config
-from sleeplm.pretrained.hf_export import base_config, base_digest, hf_config, save_backbone
+from sleeplm.pretrained.hf_export import (
+    base_config,
+    base_digest,
+    hf_config,
+    require_same_backbone,
+    save_backbone,
+)
 from sleeplm.pretrained.hf_files import open_folder
 from sleeplm.pretrained.hf_weights import load_params
 
@@ -127,6 +133,37 @@ def test_the_digest_of_a_base_knows_numbers_and_types_and_no_memories():
     assert base_digest(config, rounded) != digest
     params["final_norm"] = params["final_norm"].at[0].add(1e-6)
     assert base_digest(config, params) != digest
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ({"norm_eps": 1e-5}, {"norm_eps": 9.999999747378752e-06}),  # as a GGUF file stores it
+        ({"rope_theta": 10000.1}, {"rope_theta": float(np.float32(10000.1))}),
+        (
+            {"rope_scaling": RopeScaling("linear", 1.1)},
+            {"rope_scaling": RopeScaling("linear", float(np.float32(1.1)))},
+        ),
+    ],
+)
+def test_backbones_are_the_same_if_their_numbers_are_in_float32(here, there):
+    for found, wanted in ((here, there), (there, here)):
+        require_same_backbone(config_of(**found), config_of(**wanted), "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"norm_eps": 1.000001e-6}, "rms_norm_eps"),
+        ({"rope_theta": 10000.01}, "rope_theta"),
+        ({"rope_scaling": RopeScaling("linear", 1.1)}, "rope_scaling"),
+        ({"qk_norm": True}, "model_type"),
+    ],
+)
+def test_backbones_with_other_settings_are_told_apart_by_key(changes, key):
+    with pytest.raises(ConfigError) as error:
+        require_same_backbone(config_of(**changes), config_of(), "base")
+    assert error.value.field in (f"base: {key}", "base: architectures")
 
 
 def test_a_model_with_two_mlps_a_block_is_refused():

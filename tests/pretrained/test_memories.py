@@ -418,6 +418,19 @@ def test_a_night_becomes_the_first_of_a_newborn_and_the_next_one_joins_it(
     np.testing.assert_allclose(said_by(tiny, out), logits(tiny, model, state), atol=1e-6)
 
 
+def test_memories_of_a_base_whose_settings_were_written_as_float32_go_onto_it(
+    both, tiny, base, tmp_path
+):
+    """Cards that were written of GGUF files have 9.99999974e-06 for 1e-5; here it is 1e-6."""
+    model, state, _ = both
+    source = folder_of(tmp_path / "m", export_memories(model, state))
+    stored = float(np.float32(model.config.norm_eps))
+    assert stored != model.config.norm_eps
+    spoil_card(source, model=dataclasses.asdict(model.config) | {"norm_eps": stored})
+    out, _ = import_memories(source, base=base, out=tmp_path / "out")
+    np.testing.assert_array_equal(said_by(tiny, out), logits(tiny, model, state))
+
+
 def test_an_index_that_does_not_count_is_left_behind(both, tiny, base, tmp_path):
     """Of one file and an index the file is read: the index would lead nowhere in a copy."""
     model, state, _ = both
