@@ -8,7 +8,6 @@ backbone that they are grafted onto, the *base*.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
 from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
-from sleeplm.pretrained.hf_files import INDEX, SINGLE
+from sleeplm.pretrained.hf_files import SINGLE
+from sleeplm.pretrained.hf_replace import replace_model
 from sleeplm.pretrained.hf_weights import Source, sources
-from sleeplm.pretrained.tensor_files import Tensor, digest_of, write_tensors, write_text
+from sleeplm.pretrained.tensor_files import Tensor, digest_of
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SHARD_BYTES = 4_000_000_000
@@ -154,6 +154,9 @@ def save_backbone(
 ) -> None:
     """Writes ``config.json`` and the weights of a model's backbone into an existing folder.
 
+    Weights that it holds already are replaced, see
+    :func:`~sleeplm.pretrained.hf_replace.replace_model`.
+
     Args:
       params: of a model of ``config``, memory levels included; they are left out.
       dtype: type of the tensors in the files; None: as they are, so that nothing is rounded.
@@ -174,14 +177,7 @@ def save_backbone(
     content["torch_dtype"] = dtype or config.param_dtype
     tensors = base_tensors(config, params, dtype)
     shards = _shards(tensors, shard_bytes)
-    for name, part in shards.items():
-        write_tensors(folder / name, part, {"format": "pt"})
-    if list(shards) != [SINGLE]:
-        where = {tensor.name: name for name, part in shards.items() for tensor in part}
-        total = {"total_size": sum(tensor.nbytes for tensor in tensors)}
-        index = {"metadata": total, "weight_map": dict(sorted(where.items()))}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+    replace_model(folder, shards, content)
 
 
 def _shards(tensors: Sequence[Tensor], limit: int) -> dict[str, list[Tensor]]:

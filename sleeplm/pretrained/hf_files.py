@@ -74,6 +74,15 @@ def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
             rest = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
             remedy = f"has {shards[0]}{rest}, but {INDEX} is missing: it says what is where"
         raise ConfigError("weights", str(root), remedy)
+    return [root / file for file in indexed_files(index)]
+
+
+def indexed_files(index: pathlib.Path) -> list[str]:
+    """Names of the files that an index leads to.
+
+    Raises:
+      ConfigError: it cannot be read, or is none.
+    """
     places = read_object(index, "weights").get("weight_map")
     remedy = "is no index of safetensors: weight_map must say the file of every tensor"
     checks.require(isinstance(places, dict), "weights", str(index), remedy)
@@ -82,4 +91,4 @@ def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
         # Beside the index: what somebody sends is no reason to read elsewhere.
         beside = isinstance(file, str) and pathlib.PurePath(file).name == file
         checks.require(beside, f"{INDEX}: {name}", file, "must name a file of the folder")
-    return [root / file for file in sorted(set(places.values()))]
+    return sorted(set(places.values()))
