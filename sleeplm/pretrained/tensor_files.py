@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 
 #: What safetensors calls the types that models are made of.
@@ -120,8 +121,12 @@ def new_folder(
       force: take the place of a folder for which ``replaceable`` is true.
 
     Raises:
-      ConfigError: there is something at ``path`` already.
+      ConfigError: there is something at ``path`` already, or this process stands in it.
     """
+    path = path.resolve()  # what a link leads to, which has a name even where it was called "."
+    here = pathlib.Path.cwd().resolve()
+    remedy = "is where this was started, and a new folder would take its place: name one inside it"
+    checks.require(path not in (here, *here.parents), "out", str(path), remedy)
     taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if taken and not force:
         raise ConfigError("out", str(path), "is not empty: name another, or add --force")
