@@ -22,9 +22,10 @@ from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
 from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
-from sleeplm.pretrained.hf_files import SINGLE
+from sleeplm.pretrained.hf_files import SINGLE, open_folder
 from sleeplm.pretrained.hf_replace import replace_model
 from sleeplm.pretrained.hf_weights import Source, sources
+from sleeplm.pretrained.lossless import as_stored, cast
 from sleeplm.pretrained.tensor_files import Tensor, digest_of
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -105,27 +106,25 @@ def _scaling(config: ModelConfig) -> dict[str, Any] | None:
     return out
 
 
-def base_tensors(config: ModelConfig, params: Params, dtype: str | None = None) -> list[Tensor]:
+def base_tensors(config: ModelConfig, params: Params) -> list[Tensor]:
     """Every tensor of a model's backbone, under the names and in the layout of the files.
 
     Args:
-      params: of a model of ``config``, memory levels included. dtype: None for their own.
+      params: of a model of ``config``, memory levels included.
     """
     plain = base_config(config)
     backbone = backbone_of(params, config)
     pairs = zip(jax.tree.leaves(sources(plain)), jax.tree.leaves(backbone), strict=True)
-    return [tensor for source, leaf in pairs for tensor in _tensors(source, leaf, dtype)]
+    return [tensor for source, leaf in pairs for tensor in _tensors(source, leaf)]
 
 
-def _tensors(source: Source, leaf: Any, dtype: str | None) -> Iterator[Tensor]:
-    kind = np.dtype(dtype or leaf.dtype)
-
+def _tensors(source: Source, leaf: Any) -> Iterator[Tensor]:
     def tensor(name: str, shape: tuple[int, ...], layer: int | None) -> Tensor:
         def read() -> np.ndarray:
             found = np.asarray(leaf if layer is None else leaf[layer])
-            return (found.T if source.transposed else found).astype(kind, copy=False)
+            return found.T if source.transposed else found
 
-        return Tensor(name, kind, shape[::-1] if source.transposed else shape, read)
+        return Tensor(name, np.dtype(leaf.dtype), shape[::-1] if source.transposed else shape, read)
 
     if not source.stacked:
         yield tensor(source.name, leaf.shape, None)
@@ -135,9 +134,10 @@ def _tensors(source: Source, leaf: Any, dtype: str | None) -> Iterator[Tensor]:
 
 
 def base_digest(config: ModelConfig, params: Params) -> str:
-    """sha256 (hex) over the backbone's tensors as the files hold them, one at a time.
+    """sha256 (hex) over the backbone's tensors, named and laid out as in the files, one at a time.
 
-    Types count: a model in bfloat16 is another base than the same in float32.
+    Types count: a model in bfloat16 is another base than the same in float32. In which types the
+    files hold them does not: they are read into those of the parameters.
     """
     return digest_of(base_tensors(config, params))
 
@@ -159,7 +159,9 @@ def save_backbone(
 
     Args:
       params: of a model of ``config``, memory levels included; they are left out.
-      dtype: type of the tensors in the files; None: as they are, so that nothing is rounded.
+      dtype: type of the tensors in the files; None: so that nothing is rounded. They are as in the
+        files of ``source``, if all of them fit into the types that they have there, or else as they
+        are.
       shard_bytes: weights beyond it go into several files and an index.
       keys: more keys of ``config.json``, such as ``bos_token_id``.
       source: the Hugging Face folder that the backbone came from: its tokenizer files, and the keys
@@ -171,13 +173,35 @@ def save_backbone(
     checks.one_of("dtype", dtype or config.param_dtype, DTYPES)
     checks.positive_integer("shard_bytes", shard_bytes)
     content = hf_config(config) | dict(keys or {})
+    tensors, said = base_tensors(config, params), None
     if source is not None:
-        content |= _taken_over(pathlib.Path(source).expanduser(), config)
-        _copy_tokenizer(pathlib.Path(source).expanduser(), folder)
-    content["torch_dtype"] = dtype or config.param_dtype
-    tensors = base_tensors(config, params, dtype)
-    shards = _shards(tensors, shard_bytes)
-    replace_model(folder, shards, content)
+        source = pathlib.Path(source).expanduser()
+        raw = read_raw(source)
+        content |= _taken_over(source, raw, config)
+        said = raw.get("torch_dtype", raw.get("dtype"))
+        if dtype is None:
+            tensors = as_stored(tensors, _stored_types(source))
+        _copy_tokenizer(source, folder)
+    if dtype is not None:
+        tensors = [cast(tensor, dtype) for tensor in tensors]
+    content["torch_dtype"] = _type_of(tensors, said)
+    replace_model(folder, _shards(tensors, shard_bytes), content)
+
+
+def _stored_types(source: pathlib.Path) -> dict[str, str]:
+    """Types of the tensors in a folder; of one whose weights cannot be read, none are known."""
+    try:
+        with open_folder(source) as tensors:
+            return {name: tensor.dtype for name, tensor in tensors.items()}
+    except ConfigError:
+        return {}
+
+
+def _type_of(tensors: Sequence[Tensor], said: Any) -> str:
+    """What ``config.json`` says of the types: as before, if some are, else the widest."""
+    widths = {tensor.dtype.name: tensor.dtype.itemsize for tensor in tensors}
+    known = isinstance(said, str) and said in widths
+    return said if known else max(widths, key=lambda name: widths[name])
 
 
 def _shards(tensors: Sequence[Tensor], limit: int) -> dict[str, list[Tensor]]:
@@ -223,8 +247,9 @@ def _as_computed(value: Any) -> Any:
         return np.float32(value) if isinstance(value, float) else value
 
 
-def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-    raw = read_raw(source)
+def _taken_over(
+    source: pathlib.Path, raw: Mapping[str, Any], config: ModelConfig
+) -> dict[str, Any]:
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
     kept = {"max_position_embeddings", "bos_token_id", "eos_token_id", *IGNORED}
@@ -233,6 +258,6 @@ def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
 
 
 def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER_FILES if source.resolve() != folder.resolve() else ():
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -30,6 +30,7 @@ class StoredTensor:
     path: pathlib.Path
     name: str
     shape: tuple[int, ...]
+    dtype: str  # as safetensors calls it, "BF16"
 
     def get_shape(self) -> tuple[int, ...]:
         return self.shape
@@ -50,10 +51,12 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
     for path in weight_files(pathlib.Path(folder).expanduser()):
         try:
             with safetensors.safe_open(path, framework="np") as file:
-                shapes = {n: file.get_slice(n).get_shape() for n in file.keys()}  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    found = file.get_slice(name)
+                    shape, dtype = tuple(found.get_shape()), found.get_dtype()
+                    tensors[name] = StoredTensor(path, name, shape, dtype)
         except (OSError, safetensors.SafetensorError) as error:
             raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
-        tensors |= {name: StoredTensor(path, name, tuple(shape)) for name, shape in shapes.items()}
     yield tensors
 
 

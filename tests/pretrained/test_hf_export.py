@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.tree import differing
@@ -25,7 +26,7 @@ from sleeplm.pretrained.hf_export import (
     require_same_backbone,
     save_backbone,
 )
-from sleeplm.pretrained.hf_files import open_folder
+from sleeplm.pretrained.hf_files import SINGLE, open_folder
 from sleeplm.pretrained.hf_weights import load_params
 
 LEVELS = [
@@ -188,6 +189,71 @@ def test_tokenizer_and_other_keys_are_taken_over_from_the_folder_that_it_came_fr
     assert not (out / "README.md").exists()
     with pytest.raises(ConfigError, match=r"hidden_size = 16: must be 32"):
         save_backbone(out, dataclasses.replace(config, d_model=32), params, source=source)
+
+
+NARROW = {
+    "bfloat16": lambda name: "bfloat16",
+    "float16": lambda name: "float16",
+    "norms in float32": lambda name: "float32" if "norm" in name else "bfloat16",
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """``kind -> folder`` of a model that is published in narrow types."""
+
+    def make(kind):
+        save(tmp_path, config_of())
+        tensors = load_file(tmp_path / SINGLE)
+        narrow = {name: x.astype(NARROW[kind](name)) for name, x in tensors.items()}
+        save_file(narrow, tmp_path / SINGLE, {"format": "pt"})
+        said = narrow["model.embed_tokens.weight"].dtype.name
+        raw = json.loads((tmp_path / "config.json").read_text()) | {"torch_dtype": said}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        return tmp_path
+
+    return make
+
+
+def exported(source, out, change=lambda params: params, **settings) -> str:
+    """Imports a folder in float32 and exports it again; the type that the new one says it has."""
+    config = read_config(source)
+    out.mkdir(exist_ok=True)
+    params = change(load_params(source, config))
+    save_backbone(out, config, params, source=source, **settings)
+    return json.loads((out / "config.json").read_text())["torch_dtype"]
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("place", ["out", "."])
+def test_a_folder_in_narrow_types_comes_back_in_them(published, tmp_path, kind, place):
+    source, out = published(kind), tmp_path / place
+    (source / "tokenizer.json").write_text("{}")
+    before, said = bits_of(source), json.loads((source / "config.json").read_text())["torch_dtype"]
+    assert exported(source, out) == said
+    assert bits_of(out) == before
+
+
+def test_what_has_learned_since_is_not_rounded_into_them(published, tmp_path):
+    def learned(params):
+        return {**params, "final_norm": params["final_norm"] + 2**-12}
+
+    source, out = published("bfloat16"), tmp_path / "out"
+    assert exported(source, out, learned) == "float32"
+    config = read_config(source)
+    moved = learned(load_params(source, config))
+    assert differing(load_params(out, read_config(out)), moved) == []
+    assert exported(source, out, learned, dtype="bfloat16") == "bfloat16"  # if that is asked for
+
+
+def test_a_source_without_weights_says_nothing_of_types(published, tmp_path):
+    source, out = published("bfloat16"), tmp_path / "out"
+
+    def gone(params):
+        (source / SINGLE).unlink()
+        return params
+
+    assert exported(source, out, gone) == "float32"
 
 
 @pytest.mark.slow
