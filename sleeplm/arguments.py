@@ -152,7 +152,9 @@ def _add_export(commands: Any) -> None:
         help="only the expert of this night, from 0; may be repeated",
     )
     export.add_argument("--only", choices=("base", "memories"), help="leave the other out")
-    export.add_argument("--dtype", help="round the base to float32 or bfloat16 (with --only base)")
+    export.add_argument(
+        "--dtype", help="write the base in float32 or bfloat16 (rounded only with --only base)"
+    )
     export.add_argument(
         "--without-cues", action="store_true", help="leave out the beginnings that nights tell from"
     )

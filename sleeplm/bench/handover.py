@@ -29,11 +29,13 @@ from sleeplm.data.tokenizer_files import (
     hf_tokenizer_config,
 )
 from sleeplm.methods.config import SleepConfig
+from sleeplm.models.config import DTYPES
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
-from sleeplm.pretrained.hf_export import SHARD_BYTES, save_backbone
+from sleeplm.pretrained.hf_export import SHARD_BYTES, base_tensors, save_backbone
 from sleeplm.pretrained.hf_tokenizer import special_ids
 from sleeplm.pretrained.hf_tokenizer import tokenizer_files as imported_files
+from sleeplm.pretrained.lossless import first_rounded
 from sleeplm.pretrained.memories import History, Memories, export_memories
 from sleeplm.pretrained.memory_files import has_memories, write_memories
 from sleeplm.pretrained.published import find_backbone, folder_of
@@ -206,7 +208,8 @@ def export(
       arm, learner: see :func:`read_learner`.
       nights: only the experts of these nights, counted from 0, without a base.
       parts: ``base``, the Hugging Face folder, and ``memories``.
-      cues: with the reservoir of cues. dtype: of a base that is exported alone, to be rounded.
+      cues: with the reservoir of cues. dtype: of the base in its files, which is rounded only if it
+        is exported alone.
       source: the Hugging Face folder that an imported backbone came from, whose tokenizer and other
         settings are taken over; None: the run's ``backbone``, if that is a folder.
       force: replace what an earlier export of memories left in ``out``.
@@ -218,9 +221,16 @@ def export(
       ConfigError, CheckpointError: in one line, and nothing is written.
     """
     parts = ("memories",) if nights is not None else tuple(parts)
-    remedy = "rounds the base, and memories belong to the base as it was: export it alone"
-    checks.require(dtype is None or parts == ("base",), "dtype", dtype, remedy)
+    if dtype is not None:
+        checks.one_of("dtype", dtype, DTYPES)
+        remedy = "is the type of the base, which is left out: leave this out too"
+        checks.require("base" in parts, "dtype", dtype, remedy)
     lived = read_learner(run, arm=arm, learner=learner, warn=warn)
+    if dtype is not None and "memories" in parts:
+        base = base_tensors(lived.arm.model.config, lived.state.params)
+        name = first_rounded(base, dtype)
+        remedy = f"rounds {name}, and memories belong to the base as it was: export it alone"
+        checks.require(name is None, "dtype", dtype, remedy)
     memories = export_memories(
         lived.arm.model,
         lived.state,

@@ -103,6 +103,7 @@ class ModelConfig:
             "use an even width: rotary embeddings turn pairs",
         )
         checks.positive(f"{field}.rope_theta", self.rope_theta)
+        self.rope_scaling.check(f"{field}.rope_scaling")
         checks.positive(f"{field}.norm_eps", self.norm_eps)
         checks.one_of(f"{field}.dtype", self.dtype, DTYPES)
         checks.one_of(f"{field}.param_dtype", self.param_dtype, DTYPES)

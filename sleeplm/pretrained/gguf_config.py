@@ -21,13 +21,13 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.pretrained.gguf_file import GgufFile
 from sleeplm.pretrained.hf_config import (
-    DEFAULT_THETA,
     FAMILIES,
     MLP,
     keys_of,
     text_ends,
     with_context,
 )
+from sleeplm.pretrained.hf_rope import DEFAULT_THETA
 
 EMBED, UNEMBED, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
@@ -90,7 +90,9 @@ def gguf_config(
         checks.require(
             given.get(key, width) == width, f"GGUF: {arch}.{key}", given.get(key), remedy
         )
-    theta = float(given.get("rope.freq_base", DEFAULT_THETA))
+    theta = given.get("rope.freq_base", DEFAULT_THETA)
+    checks.positive(f"GGUF: {arch}.rope.freq_base", theta)
+    theta = shortest(theta)
     ends = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
     bos, eos = text_ends(*ends)
     config = ModelConfig(
@@ -105,11 +107,22 @@ def gguf_config(
         levels=[LevelConfig(name=MLP, kind="replace", width=given["feed_forward_length"])],
         rope_theta=theta,
         rope_scaling=_scaling(file, f"GGUF: {arch}.", given, width, theta),
-        norm_eps=float(epsilon),
+        norm_eps=shortest(epsilon),
         tie_embeddings=UNEMBED not in file.tensors,
         qk_norm=arch == "qwen3",
     )
     return with_context(config, given["context_length"], max_len, dtype, param_dtype)
+
+
+def shortest(number: float) -> float:
+    """The decimal number that a float32 was made of: 1e-5, where 9.99999974e-06 is stored.
+
+    So that a model's settings are those of its Hugging Face folder. A number that is no float32
+    stays as it is.
+    """
+    with np.errstate(over="ignore"):
+        rounded = np.float32(number)
+    return float(str(rounded)) if float(rounded) == number else float(number)
 
 
 def _check_key(arch: str, key: str, value: Any) -> None:
@@ -125,16 +138,19 @@ def _check_key(arch: str, key: str, value: Any) -> None:
 def _scaling(
     file: GgufFile, field: str, given: Mapping[str, Any], width: int, theta: float
 ) -> RopeScaling:
-    kind = given.get("rope.scaling.type", "none")
+    # A factor without a type is linear, as for llama.cpp.
+    kind = given.get("rope.scaling.type", "linear" if "rope.scaling.factor" in given else "none")
     checks.one_of(f"{field}rope.scaling.type", kind, ("none", "linear"))
     if kind == "linear":
+        remedy = "is not supported beside linear scaling: one of them must go"
+        checks.require(FREQUENCIES not in file.tensors, f"tensor {FREQUENCIES}", kind, remedy)
         factor = given.get("rope.scaling.factor", 0)
         checks.positive(f"{field}rope.scaling.factor", factor)
-        return RopeScaling("linear", float(factor))
+        return RopeScaling("linear", shortest(factor))
     if FREQUENCIES not in file.tensors:
         return RopeScaling()
     factors = file.tensors[FREQUENCIES][(slice(None),)]
-    scaling = dataclasses.replace(LLAMA3, factor=float(factors.max()))
+    scaling = dataclasses.replace(LLAMA3, factor=shortest(factors.max()))
     plain, scaled = (np.asarray(frequencies(width, theta, s)) for s in (RopeScaling(), scaling))
     same = factors.shape == plain.shape and np.allclose(plain / factors, scaled, rtol=1e-4)
     remedy = "only the rotary scaling of Llama 3.1 and later is supported"

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
-from sleeplm.models.rope import RopeScaling
+from sleeplm.pretrained.hf_rope import read_rope
+from sleeplm.pretrained.json_files import read_object
 
 CONFIG = "config.json"
 FAMILIES = ("llama", "qwen3")
@@ -35,7 +35,7 @@ IGNORED = keys_of("""
     dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
     is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
     return_dict output_attentions output_hidden_states chunk_size_feed_forward problem_type
-    unsloth_fixed unsloth_version is_decoder
+    unsloth_fixed unsloth_version is_decoder tokenizer_class _attn_implementation_autoset
 """)
 #: Keys that must have one of these values.
 FIXED: Mapping[str, tuple] = {
@@ -58,7 +58,6 @@ USED = SIZES | keys_of("""
     bos_token_id eos_token_id
 """)
 #: What ``transformers`` takes for keys that are left out.
-DEFAULT_THETA = 10_000.0
 DEFAULT_HEAD = {"llama": 0, "qwen3": 128}
 DEFAULT_KV_HEADS = {"llama": 0, "qwen3": 32}
 
@@ -95,13 +94,7 @@ def read_raw(folder: str | pathlib.Path) -> dict[str, Any]:
       ConfigError: there is none, or it is no JSON object.
     """
     path = pathlib.Path(folder).expanduser() / CONFIG
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        remedy = f"cannot be read as JSON ({error}): name a folder with the model's config.json"
-        raise ConfigError("model folder", str(folder), remedy) from None
-    checks.require(isinstance(raw, dict), str(path), type(raw).__name__, "must be a JSON object")
-    return raw
+    return read_object(path, "model", "name a folder with the model's config.json")
 
 
 def with_context(
@@ -129,8 +122,11 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         _check_key(key, value)
     for key in sorted(SIZES):
         checks.positive_integer(f"{CONFIG}: {key}", raw.get(key))
+    tied = raw.get("tie_word_embeddings")
+    remedy = "must be true or false"
+    checks.require(tied in (None, True, False), f"{CONFIG}: tie_word_embeddings", tied, remedy)
     _check_layers(raw)
-    theta, scaling = _rope(raw)
+    theta, scaling = read_rope(raw, CONFIG)
     heads = raw["num_attention_heads"]
     mlp = LevelConfig(name=MLP, kind="replace", width=raw["intermediate_size"])
     bos, eos = text_ends(raw.get("bos_token_id"), raw.get("eos_token_id"))
@@ -147,7 +143,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=raw.get("tie_word_embeddings", False),
+        tie_embeddings=bool(tied),
         qk_norm=family == "qwen3",
     )
 
@@ -174,38 +170,14 @@ def _check_key(key: str, value: Any) -> None:
 
 
 def _check_layers(raw: Mapping[str, Any]) -> None:
-    kinds = raw.get("layer_types") or []
-    other = next((kind for kind in kinds if kind != "full_attention"), None)
-    remedy = "only full_attention is supported"
-    checks.require(other is None, f"{CONFIG}: layer_types", other, remedy)
+    kinds = raw.get("layer_types")
+    kinds = [] if kinds is None else kinds
+    remedy = "must be a list of kinds of layers"
+    checks.require(isinstance(kinds, list), f"{CONFIG}: layer_types", kinds, remedy)
+    for kind in kinds:
+        remedy = "only full_attention is supported"
+        checks.require(kind == "full_attention", f"{CONFIG}: layer_types", kind, remedy)
     # Qwen3 writes a window that it uses only if use_sliding_window says so, which is refused.
     window = raw.get("sliding_window")
     unused = window is None or raw.get("use_sliding_window") is False
     checks.require(unused, f"{CONFIG}: sliding_window", window, "attention windows are unsupported")
-
-
-def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling]:
-    """theta and scaling, from ``rope_parameters`` or the older ``rope_theta``, ``rope_scaling``."""
-    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    given = raw.get(key) or {}
-    theta = given.get("rope_theta", raw.get("rope_theta", DEFAULT_THETA))
-    kind = given.get("rope_type", given.get("type", "default"))
-    known: dict[str, Callable[[], RopeScaling]] = {
-        "default": RopeScaling,
-        "linear": lambda: RopeScaling("linear", _number(key, given, "factor")),
-        "llama3": lambda: RopeScaling(
-            "llama3",
-            _number(key, given, "factor"),
-            _number(key, given, "low_freq_factor"),
-            _number(key, given, "high_freq_factor"),
-            int(_number(key, given, "original_max_position_embeddings")),
-        ),
-    }
-    checks.one_of(f"{CONFIG}: {key}.rope_type", kind, known)
-    return float(theta), known[kind]()
-
-
-def _number(key: str, given: Mapping[str, Any], name: str) -> float:
-    value = given.get(name, math.nan)
-    checks.finite(f"{CONFIG}: {key}.{name}", value)
-    return float(value)

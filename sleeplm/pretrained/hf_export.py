@@ -8,7 +8,6 @@ backbone that they are grafted onto, the *base*.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,11 @@ from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
 from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
-from sleeplm.pretrained.hf_weights import INDEX, SINGLE, Source, sources
-from sleeplm.pretrained.tensor_files import Tensor, digest_of, write_tensors, write_text
+from sleeplm.pretrained.hf_files import SINGLE, open_folder
+from sleeplm.pretrained.hf_replace import replace_model
+from sleeplm.pretrained.hf_weights import Source, sources
+from sleeplm.pretrained.lossless import as_stored, cast
+from sleeplm.pretrained.tensor_files import Tensor, digest_of
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SHARD_BYTES = 4_000_000_000
@@ -104,27 +106,25 @@ def _scaling(config: ModelConfig) -> dict[str, Any] | None:
     return out
 
 
-def base_tensors(config: ModelConfig, params: Params, dtype: str | None = None) -> list[Tensor]:
+def base_tensors(config: ModelConfig, params: Params) -> list[Tensor]:
     """Every tensor of a model's backbone, under the names and in the layout of the files.
 
     Args:
-      params: of a model of ``config``, memory levels included. dtype: None for their own.
+      params: of a model of ``config``, memory levels included.
     """
     plain = base_config(config)
     backbone = backbone_of(params, config)
     pairs = zip(jax.tree.leaves(sources(plain)), jax.tree.leaves(backbone), strict=True)
-    return [tensor for source, leaf in pairs for tensor in _tensors(source, leaf, dtype)]
+    return [tensor for source, leaf in pairs for tensor in _tensors(source, leaf)]
 
 
-def _tensors(source: Source, leaf: Any, dtype: str | None) -> Iterator[Tensor]:
-    kind = np.dtype(dtype or leaf.dtype)
-
+def _tensors(source: Source, leaf: Any) -> Iterator[Tensor]:
     def tensor(name: str, shape: tuple[int, ...], layer: int | None) -> Tensor:
         def read() -> np.ndarray:
             found = np.asarray(leaf if layer is None else leaf[layer])
-            return (found.T if source.transposed else found).astype(kind, copy=False)
+            return found.T if source.transposed else found
 
-        return Tensor(name, kind, shape[::-1] if source.transposed else shape, read)
+        return Tensor(name, np.dtype(leaf.dtype), shape[::-1] if source.transposed else shape, read)
 
     if not source.stacked:
         yield tensor(source.name, leaf.shape, None)
@@ -134,9 +134,10 @@ def _tensors(source: Source, leaf: Any, dtype: str | None) -> Iterator[Tensor]:
 
 
 def base_digest(config: ModelConfig, params: Params) -> str:
-    """sha256 (hex) over the backbone's tensors as the files hold them, one at a time.
+    """sha256 (hex) over the backbone's tensors, named and laid out as in the files, one at a time.
 
-    Types count: a model in bfloat16 is another base than the same in float32.
+    Types count: a model in bfloat16 is another base than the same in float32. In which types the
+    files hold them does not: they are read into those of the parameters.
     """
     return digest_of(base_tensors(config, params))
 
@@ -153,9 +154,14 @@ def save_backbone(
 ) -> None:
     """Writes ``config.json`` and the weights of a model's backbone into an existing folder.
 
+    Weights that it holds already are replaced, see
+    :func:`~sleeplm.pretrained.hf_replace.replace_model`.
+
     Args:
       params: of a model of ``config``, memory levels included; they are left out.
-      dtype: type of the tensors in the files; None: as they are, so that nothing is rounded.
+      dtype: type of the tensors in the files; None: so that nothing is rounded. They are as in the
+        files of ``source``, if all of them fit into the types that they have there, or else as they
+        are.
       shard_bytes: weights beyond it go into several files and an index.
       keys: more keys of ``config.json``, such as ``bos_token_id``.
       source: the Hugging Face folder that the backbone came from: its tokenizer files, and the keys
@@ -167,20 +173,35 @@ def save_backbone(
     checks.one_of("dtype", dtype or config.param_dtype, DTYPES)
     checks.positive_integer("shard_bytes", shard_bytes)
     content = hf_config(config) | dict(keys or {})
+    tensors, said = base_tensors(config, params), None
     if source is not None:
-        content |= _taken_over(pathlib.Path(source).expanduser(), config)
-        _copy_tokenizer(pathlib.Path(source).expanduser(), folder)
-    content["torch_dtype"] = dtype or config.param_dtype
-    tensors = base_tensors(config, params, dtype)
-    shards = _shards(tensors, shard_bytes)
-    for name, part in shards.items():
-        write_tensors(folder / name, part, {"format": "pt"})
-    if list(shards) != [SINGLE]:
-        where = {tensor.name: name for name, part in shards.items() for tensor in part}
-        total = {"total_size": sum(tensor.nbytes for tensor in tensors)}
-        index = {"metadata": total, "weight_map": dict(sorted(where.items()))}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+        source = pathlib.Path(source).expanduser()
+        raw = read_raw(source)
+        content |= _taken_over(source, raw, config)
+        said = raw.get("torch_dtype", raw.get("dtype"))
+        if dtype is None:
+            tensors = as_stored(tensors, _stored_types(source))
+        _copy_tokenizer(source, folder)
+    if dtype is not None:
+        tensors = [cast(tensor, dtype) for tensor in tensors]
+    content["torch_dtype"] = _type_of(tensors, said)
+    replace_model(folder, _shards(tensors, shard_bytes), content)
+
+
+def _stored_types(source: pathlib.Path) -> dict[str, str]:
+    """Types of the tensors in a folder; of one whose weights cannot be read, none are known."""
+    try:
+        with open_folder(source) as tensors:
+            return {name: tensor.dtype for name, tensor in tensors.items()}
+    except ConfigError:
+        return {}
+
+
+def _type_of(tensors: Sequence[Tensor], said: Any) -> str:
+    """What ``config.json`` says of the types: as before, if some are, else the widest."""
+    widths = {tensor.dtype.name: tensor.dtype.itemsize for tensor in tensors}
+    known = isinstance(said, str) and said in widths
+    return said if known else max(widths, key=lambda name: widths[name])
 
 
 def _shards(tensors: Sequence[Tensor], limit: int) -> dict[str, list[Tensor]]:
@@ -206,17 +227,29 @@ def _place(tensor: Tensor) -> tuple[int, str]:
 def require_same_backbone(found: ModelConfig, wanted: ModelConfig, field: str) -> None:
     """Refuses a backbone of other sizes or settings, naming the first that differs.
 
+    Numbers are the same if they are as float32, which is what models compute with: GGUF files and
+    what was recorded of them have 9.99999974e-06 for the 1e-5 of a folder.
+
     Raises:
       ConfigError: with the key of ``config.json``, what is there and what was asked for.
     """
     there, asked = hf_config(found), hf_config(wanted)
     for key in asked:
-        if key not in _NOT_THE_MODEL and there.get(key) != asked[key]:
+        same = _as_computed(there.get(key)) == _as_computed(asked[key])
+        if key not in _NOT_THE_MODEL and not same:
             raise ConfigError(f"{field}: {key}", there.get(key), f"must be {asked[key]!r}")
 
 
-def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-    raw = read_raw(source)
+def _as_computed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_computed(one) for name, one in value.items()}
+    with np.errstate(over="ignore"):
+        return np.float32(value) if isinstance(value, float) else value
+
+
+def _taken_over(
+    source: pathlib.Path, raw: Mapping[str, Any], config: ModelConfig
+) -> dict[str, Any]:
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
     kept = {"max_position_embeddings", "bos_token_id", "eos_token_id", *IGNORED}
@@ -225,6 +258,6 @@ def _taken_over(source: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
 
 
 def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER_FILES if source.resolve() != folder.resolve() else ():
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -10,6 +10,7 @@ import tokenizers
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
+from sleeplm.pretrained.json_files import read_object
 from sleeplm.pretrained.tokenizer import ImportedTokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -34,14 +35,15 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
         text.
     """
     root = pathlib.Path(folder).expanduser()
-    kind = (_json(root / TOKENIZER).get("model") or {}).get("type")
+    model = read_object(root / TOKENIZER, "tokenizer").get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
     checks.one_of(f"{TOKENIZER}: model.type", kind, ("BPE",))
     try:
         bpe = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
-    settings = _json(root / SETTINGS, needed=False)
-    others = [_json(root / name, needed=False) for name in IDS]
+    settings = _if_there(root / SETTINGS)
+    others = [_if_there(root / name) for name in IDS]
 
     def ids(name: str) -> list[int]:
         token = settings.get(f"{name}_token")
@@ -92,19 +94,11 @@ def special_ids(tokenizer: ImportedTokenizer) -> dict[str, Any]:
 
 def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:
     path = root / TEMPLATE
-    found = path.read_text() if path.exists() else settings.get("chat_template")
+    found = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
     if isinstance(found, list):  # several by name
         found = {one["name"]: one["template"] for one in found}.get("default")
     return found
 
 
-def _json(path: pathlib.Path, needed: bool = True) -> dict[str, Any]:
-    if not needed and not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
-    return content
+def _if_there(path: pathlib.Path) -> dict[str, Any]:
+    return read_object(path, "tokenizer") if path.exists() else {}

@@ -8,24 +8,21 @@ test_memory.py``).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import safetensors
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
+from sleeplm.pretrained.hf_files import open_folder
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CHUNK = 1 << 18  # numbers that are read at once
 ALIGNMENT = 64  # a CPU device takes a buffer over as it is only from such addresses
 
@@ -164,61 +161,6 @@ def assemble(
         return jax.make_array_from_callback((*front, *shape.shape), sharding, piece)
 
     return jax.tree.map(load, tree, shapes, shardings)
-
-
-@contextlib.contextmanager
-def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
-    """Every tensor of a folder's safetensors by name, as a slice that is read when indexed.
-
-    Raises:
-      ConfigError: no such files, or one that is cut off or no safetensors.
-    """
-    root = pathlib.Path(folder).expanduser()
-    tensors: dict[str, Any] = {}
-    for path in weight_files(root):
-        try:
-            with safetensors.safe_open(path, framework="np") as file:
-                shapes = {n: file.get_slice(n).get_shape() for n in file.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
-        tensors |= {name: _Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
-    yield tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """One tensor of a file, which is mapped anew for every read.
-
-    A mapped page that was read is resident memory until the mapping goes: of a file that stayed
-    mapped, all of it would be by the end of an import.
-    """
-
-    path: pathlib.Path
-    name: str
-    shape: tuple[int, ...]
-
-    def get_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        with safetensors.safe_open(self.path, framework="np") as file:
-            return file.get_slice(self.name)[index]
-
-
-def weight_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors of a folder: what its index names, or the one file.
-
-    Raises:
-      ConfigError: the index cannot be read.
-    """
-    index = root / INDEX
-    if not index.exists():
-        return [root / SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(str(index), INDEX, f"is no index of safetensors ({error})") from None
-    return [root / name for name in names]
 
 
 def check_tensors(

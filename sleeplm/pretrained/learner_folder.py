@@ -24,7 +24,8 @@ from sleeplm.pretrained.hf_export import (
     base_config,
     require_same_backbone,
 )
-from sleeplm.pretrained.hf_weights import INDEX, load_params, weight_files
+from sleeplm.pretrained.hf_files import INDEX, SINGLE, weight_files
+from sleeplm.pretrained.hf_weights import load_params
 from sleeplm.pretrained.memories import Memories
 from sleeplm.pretrained.memory_files import has_memories, read_memories, write_memories
 from sleeplm.pretrained.receive import join, newborn, put_levels, require_base
@@ -127,6 +128,7 @@ def copy_base(source: pathlib.Path, folder: pathlib.Path) -> None:
     if not (source / CONFIG).is_file():
         raise ConfigError("base", str(source), f"has no {CONFIG}: name a Hugging Face folder")
     files = [path.name for path in weight_files(source)]
-    for name in (CONFIG, INDEX, *TOKENIZER_FILES, *files):
+    index = [] if files == [SINGLE] else [INDEX]  # an index that is not read leads nowhere there
+    for name in (CONFIG, *TOKENIZER_FILES, *files, *index):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

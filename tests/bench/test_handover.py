@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sleeplm import cli
 from sleeplm.bench.arms import build_arm
@@ -23,7 +24,7 @@ from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.graft import graft
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_export import base_config
-from sleeplm.pretrained.learner_folder import load_base, load_learner
+from sleeplm.pretrained.learner_folder import import_memories, load_base, load_learner
 from sleeplm.pretrained.memories import open_experts
 from sleeplm.pretrained.memory_files import read_memories
 from sleeplm.pretrained.receive import put_memories
@@ -190,12 +191,39 @@ def test_arms_without_nights_hand_on_what_they_have(ran):
 
 
 @pytest.mark.slow
+def test_a_base_that_fits_into_a_narrower_type_takes_its_memories_along(ran, tmp_path, monkeypatch):
+    """Every number is read again as it was, so that it is the same base."""
+    lived = read_learner(ran)
+
+    def fits(params):
+        """Its backbone rounded, as if it had been published so."""
+        return jax.tree.map(lambda x: x.astype("bfloat16").astype(x.dtype), params)
+
+    lived.state = lived.state.replace(params=fits(lived.state.params))
+    monkeypatch.setattr("sleeplm.bench.handover.read_learner", lambda *args, **settings: lived)
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    memories = export(ran, wide)
+    assert export(ran, narrow, dtype="bfloat16").base == memories.base
+    tensors = [load_file(folder / "model.safetensors") for folder in (wide, narrow)]
+    assert {x.dtype.name for x in tensors[1].values()} == {"bfloat16"}
+    assert all(np.array_equal(x, tensors[1][name]) for name, x in tensors[0].items())
+    for base in (wide, narrow):
+        out, _ = import_memories(wide, base=base, out=tmp_path / f"on_{base.name}")
+        _, found = load_learner(out)
+        assert differing(found["params"], lived.state.params) == []
+
+
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line(ran, capsys, tmp_path):
     out = ("--out", str(tmp_path / "out"))
     assert "learner = 2" in refused(capsys, "export", str(ran), *out, "--learner", "2")
     assert "arm = 'slep'" in refused(capsys, "export", str(ran), *out, "--arm", "slep")
     assert "there are 0, 1" in refused(capsys, "export", str(ran), *out, "--night", "5")
-    assert "dtype" in refused(capsys, "export", str(ran), *out, "--dtype", "bfloat16")
+    line = refused(capsys, "export", str(ran), *out, "--dtype", "bfloat16")
+    assert "dtype = 'bfloat16': rounds model." in line
+    line = refused(capsys, "export", str(ran), *out, "--dtype", "float32", "--night", "0")
+    assert "dtype = 'float32': is the type of the base, which is left out" in line
+    assert "must be one of" in refused(capsys, "export", str(ran), *out, "--dtype", "int8")
     assert "has the run finished" in refused(capsys, "export", str(tmp_path), *out)
     assert not (tmp_path / "out").exists()
     moved = tmp_path / "moved"

@@ -7,6 +7,7 @@ import pytest
 from sleeplm.core.errors import ConfigError
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
+from sleeplm.models.rope import RopeScaling
 
 
 def test_the_default_model_passes_its_own_check():
@@ -30,6 +31,7 @@ def test_the_default_model_passes_its_own_check():
         ({"head_dim": -4}, "head_dim", -4),
         ({"d_model": 12, "n_heads": 4}, "head_dim", 3),
         ({"rope_theta": 0.0}, "rope_theta", 0.0),
+        ({"rope_scaling": RopeScaling("linear", 0.0)}, "rope_scaling.factor", 0.0),
         ({"norm_eps": math.inf}, "norm_eps", math.inf),
         ({"dtype": "float16"}, "dtype", "float16"),
         ({"param_dtype": "double"}, "param_dtype", "double"),

@@ -18,7 +18,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.rope import RopeScaling, frequencies
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained import gguf_file
-from sleeplm.pretrained.gguf_config import gguf_config
+from sleeplm.pretrained.gguf_config import gguf_config, shortest
 from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
 from sleeplm.pretrained.gguf_weights import NAMES, NAMES_OF_A_LAYER, load_gguf
 from sleeplm.pretrained.hf_config import model_config
@@ -146,11 +146,20 @@ def test_the_parameters_are_those_of_the_folder(write, from_folder, family, dtyp
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_metadata_give_the_configuration_of_the_folder(write, family):
-    ours = gguf_config(read_gguf(write(family)), max_len=64)
-    theirs = model_config(FAMILIES[family])
-    assert ours.norm_eps == pytest.approx(theirs.norm_eps, rel=1e-6)
-    ours.norm_eps = theirs.norm_eps
-    assert ours == theirs
+    assert gguf_config(read_gguf(write(family)), max_len=64) == model_config(FAMILIES[family])
+
+
+def test_numbers_that_are_stored_in_float32_are_the_decimals_that_they_were_made_of(write):
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 1.1}
+    odd = {"rope.freq_base": 10000.1, "attention.layer_norm_rms_epsilon": 3e-6} | scaling
+    config = gguf_config(read_gguf(write("qwen3", {f"qwen3.{k}": v for k, v in odd.items()})))
+    assert (config.rope_theta, config.norm_eps, config.rope_scaling.factor) == (10000.1, 3e-6, 1.1)
+
+
+@pytest.mark.parametrize("number", [1e-5, 0.1 + 2**-30, 1e300, 7.0])
+def test_a_number_that_is_no_float32_stays_as_it_is(number):
+    assert shortest(number) == number
+    assert shortest(float(np.float32(1e-5))) == 1e-5
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -193,6 +202,9 @@ def test_weights_of_every_type_are_those_that_gguf_dequantises(write, from_folde
         ({"qwen3.attention.causal": False}, "qwen3.attention.causal"),
         ({"qwen3.rope.scaling.type": "yarn"}, "qwen3.rope.scaling.type"),
         ({"qwen3.rope.scaling.type": "linear"}, "qwen3.rope.scaling.factor"),
+        ({"qwen3.rope.scaling.factor": -2.0}, "qwen3.rope.scaling.factor"),
+        ({"qwen3.rope.freq_base": 0.0}, "qwen3.rope.freq_base"),
+        ({"qwen3.rope.freq_base": "10000"}, "qwen3.rope.freq_base"),
         ({"qwen3.rope.dimension_count": 8}, "qwen3.rope.dimension_count"),
         ({"qwen3.attention.value_length": 8}, "qwen3.attention.value_length"),
         ({"qwen3.logit_scale": 2.0}, "qwen3.logit_scale"),
@@ -225,11 +237,18 @@ def test_keys_of_publishers_change_nothing(write):
     assert gguf_config(file).d_model == 32
 
 
-def test_linear_scaling_is_read(write):
-    scaling = {"qwen3.rope.scaling.type": "linear", "qwen3.rope.scaling.factor": 4.0}
-    assert gguf_config(read_gguf(write("qwen3", scaling))).rope_scaling == RopeScaling(
-        "linear", 4.0
-    )
+@pytest.mark.parametrize("kind", ["linear", ...])  # a factor alone is linear, as for llama.cpp
+def test_linear_scaling_is_read(write, kind):
+    scaling = {"qwen3.rope.scaling.type": kind, "qwen3.rope.scaling.factor": 4.0}
+    config = gguf_config(read_gguf(write("qwen3", scaling)))
+    assert config.rope_scaling == RopeScaling("linear", 4.0)
+
+
+def test_linear_scaling_of_frequencies_that_are_scaled_already_is_refused(write):
+    twice = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    file = read_gguf(write("llama", twice, {"rope_freqs.weight": np.ones(4, np.float32)}))
+    with pytest.raises(ConfigError, match=r"tensor rope_freqs\.weight .*linear"):
+        gguf_config(file)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

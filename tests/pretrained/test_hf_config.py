@@ -94,7 +94,9 @@ def test_rope_scaling_is_read_from_old_and_new_keys(write, old):
         ({"num_experts": 8}, "num_experts", 8),
         ({"layer_types": ["sliding_attention"]}, "layer_types", "sliding_attention"),
         ({"sliding_window": 128}, "sliding_window", 128),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type", "yarn"),
+        ({"layer_types": [None]}, "layer_types", None),
+        ({"layer_types": 5}, "layer_types", 5),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings", "false"),
         ({"hidden_size": "576"}, "hidden_size", "576"),
         ({"vocab_size": ...}, "vocab_size", None),
     ],
@@ -107,9 +109,91 @@ def test_what_is_not_supported_is_one_line_that_names_the_key(write, changes, fi
     assert "\n" not in str(error.value)
 
 
-def test_a_scaling_without_its_factor_is_refused(write):
-    with pytest.raises(ConfigError, match=r"rope_scaling\.factor"):
-        read_config(write(rope_scaling={"type": "linear"}))
+def test_what_only_a_reader_or_a_tokenizer_uses_is_passed_over(write):
+    more = {"_attn_implementation_autoset": True, "tokenizer_class": "GPT2Tokenizer"}
+    assert read_config(write(**more)) == read_config(write())
+
+
+def refused(folder) -> tuple[str, object, str]:
+    """Field and value of the error, and all that it says."""
+    with pytest.raises(ConfigError) as error:
+        read_config(folder)
+    assert "\n" not in str(error.value)
+    return error.value.field.removeprefix("config.json: "), error.value.value, str(error.value)
+
+
+LINEAR = {"type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "field", "value"),
+    [
+        ("linear", "rope_scaling", "linear"),
+        ([], "rope_scaling", []),
+        ({"rope_type": "yarn"}, "rope_scaling.rope_type", "yarn"),
+        ({"type": ["linear"]}, "rope_scaling.type", ["linear"]),
+        (LINEAR | {"rope_type": "default"}, "rope_scaling.type", "linear"),
+        (LINEAR | {"factor": 0}, "rope_scaling.factor", 0),
+        (LINEAR | {"factor": -2}, "rope_scaling.factor", -2),
+        (LINEAR | {"factor": "4"}, "rope_scaling.factor", "4"),
+        (LINEAR | {"factor": True}, "rope_scaling.factor", True),
+        (LINEAR | {"rope_theta": None}, "rope_scaling.rope_theta", None),
+        (LLAMA31 | {"low_freq_factor": 0}, "rope_scaling.low_freq_factor", 0),
+        (LLAMA31 | {"high_freq_factor": 1.0}, "rope_scaling.high_freq_factor", 1.0),
+        (
+            LLAMA31 | {"original_max_position_embeddings": 0},
+            "rope_scaling.original_max_position_embeddings",
+            0,
+        ),
+        (LLAMA31 | {"partial_rotary_factor": 0.5}, "rope_scaling.partial_rotary_factor", 0.5),
+        (LINEAR | {"low_freq_factor": 1.0}, "rope_scaling.low_freq_factor", 1.0),
+        ({"full_attention": LINEAR}, "rope_scaling.full_attention", LINEAR),
+    ],
+)
+def test_a_scaling_that_cannot_work_or_is_not_known_is_refused_by_its_key(
+    write, scaling, field, value
+):
+    new = {"rope_parameters": scaling, "rope_scaling": ..., "rope_theta": ...}
+    assert refused(write(rope_scaling=scaling))[:2] == (field, value)
+    assert refused(write(**new))[:2] == (field.replace("scaling", "parameters"), value)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "missing"),
+    [
+        ({"type": "linear"}, "factor"),
+        *(({k: v for k, v in LLAMA31.items() if k != name}, name) for name in [*LLAMA31][:4]),
+    ],
+)
+def test_a_number_that_a_scaling_needs_is_said_to_be_missing(write, scaling, missing):
+    field, value, said = refused(write(rope_scaling=scaling))
+    assert (field, value) == (f"rope_scaling.{missing}", None) and "is missing" in said
+
+
+@pytest.mark.parametrize("theta", [None, "abc", 0, -1e4, math.nan, True])
+def test_a_base_of_the_frequencies_that_is_no_number_above_zero_is_refused(write, theta):
+    field, _, said = refused(write(rope_theta=theta))
+    assert field == "rope_theta" and "must be a number above 0" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rope_parameters": LLAMA31, "rope_scaling": LLAMA31 | {"factor": 32.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA31}, "rope_scaling"),
+        ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta"),
+    ],
+)
+def test_old_and_new_keys_that_contradict_each_other_are_refused(write, changes, field):
+    found, _, said = refused(write(**changes))
+    assert found == field and "contradicts config.json: rope_parameters" in said
+
+
+def test_old_and_new_keys_that_agree_are_read_as_one(write):
+    new = LLAMA31 | {"rope_theta": 5e5}
+    both = {"rope_parameters": new, "rope_scaling": LLAMA31 | {"type": "llama3"}}
+    config = read_config(write(**both, rope_theta=500000))
+    assert (config.rope_theta, config.rope_scaling.factor) == (5e5, 8.0)
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.tree import differing
@@ -18,8 +19,15 @@ from sleeplm.models.graft import backbone_of, graft
 from sleeplm.models.rope import RopeScaling
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_config import read_config
-from sleeplm.pretrained.hf_export import base_config, base_digest, hf_config, save_backbone
-from sleeplm.pretrained.hf_weights import load_params, open_folder
+from sleeplm.pretrained.hf_export import (
+    base_config,
+    base_digest,
+    hf_config,
+    require_same_backbone,
+    save_backbone,
+)
+from sleeplm.pretrained.hf_files import SINGLE, open_folder
+from sleeplm.pretrained.hf_weights import load_params
 
 LEVELS = [
     LevelConfig(name="fast", kind="graft", width=8, period=1, night=4),
@@ -128,6 +136,37 @@ def test_the_digest_of_a_base_knows_numbers_and_types_and_no_memories():
     assert base_digest(config, params) != digest
 
 
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ({"norm_eps": 1e-5}, {"norm_eps": 9.999999747378752e-06}),  # as a GGUF file stores it
+        ({"rope_theta": 10000.1}, {"rope_theta": float(np.float32(10000.1))}),
+        (
+            {"rope_scaling": RopeScaling("linear", 1.1)},
+            {"rope_scaling": RopeScaling("linear", float(np.float32(1.1)))},
+        ),
+    ],
+)
+def test_backbones_are_the_same_if_their_numbers_are_in_float32(here, there):
+    for found, wanted in ((here, there), (there, here)):
+        require_same_backbone(config_of(**found), config_of(**wanted), "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"norm_eps": 1.000001e-6}, "rms_norm_eps"),
+        ({"rope_theta": 10000.01}, "rope_theta"),
+        ({"rope_scaling": RopeScaling("linear", 1.1)}, "rope_scaling"),
+        ({"qk_norm": True}, "model_type"),
+    ],
+)
+def test_backbones_with_other_settings_are_told_apart_by_key(changes, key):
+    with pytest.raises(ConfigError) as error:
+        require_same_backbone(config_of(**changes), config_of(), "base")
+    assert error.value.field in (f"base: {key}", "base: architectures")
+
+
 def test_a_model_with_two_mlps_a_block_is_refused():
     two = [LevelConfig(name="one"), LevelConfig(name="two")]
     with pytest.raises(ConfigError) as error:
@@ -150,6 +189,71 @@ def test_tokenizer_and_other_keys_are_taken_over_from_the_folder_that_it_came_fr
     assert not (out / "README.md").exists()
     with pytest.raises(ConfigError, match=r"hidden_size = 16: must be 32"):
         save_backbone(out, dataclasses.replace(config, d_model=32), params, source=source)
+
+
+NARROW = {
+    "bfloat16": lambda name: "bfloat16",
+    "float16": lambda name: "float16",
+    "norms in float32": lambda name: "float32" if "norm" in name else "bfloat16",
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """``kind -> folder`` of a model that is published in narrow types."""
+
+    def make(kind):
+        save(tmp_path, config_of())
+        tensors = load_file(tmp_path / SINGLE)
+        narrow = {name: x.astype(NARROW[kind](name)) for name, x in tensors.items()}
+        save_file(narrow, tmp_path / SINGLE, {"format": "pt"})
+        said = narrow["model.embed_tokens.weight"].dtype.name
+        raw = json.loads((tmp_path / "config.json").read_text()) | {"torch_dtype": said}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        return tmp_path
+
+    return make
+
+
+def exported(source, out, change=lambda params: params, **settings) -> str:
+    """Imports a folder in float32 and exports it again; the type that the new one says it has."""
+    config = read_config(source)
+    out.mkdir(exist_ok=True)
+    params = change(load_params(source, config))
+    save_backbone(out, config, params, source=source, **settings)
+    return json.loads((out / "config.json").read_text())["torch_dtype"]
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("place", ["out", "."])
+def test_a_folder_in_narrow_types_comes_back_in_them(published, tmp_path, kind, place):
+    source, out = published(kind), tmp_path / place
+    (source / "tokenizer.json").write_text("{}")
+    before, said = bits_of(source), json.loads((source / "config.json").read_text())["torch_dtype"]
+    assert exported(source, out) == said
+    assert bits_of(out) == before
+
+
+def test_what_has_learned_since_is_not_rounded_into_them(published, tmp_path):
+    def learned(params):
+        return {**params, "final_norm": params["final_norm"] + 2**-12}
+
+    source, out = published("bfloat16"), tmp_path / "out"
+    assert exported(source, out, learned) == "float32"
+    config = read_config(source)
+    moved = learned(load_params(source, config))
+    assert differing(load_params(out, read_config(out)), moved) == []
+    assert exported(source, out, learned, dtype="bfloat16") == "bfloat16"  # if that is asked for
+
+
+def test_a_source_without_weights_says_nothing_of_types(published, tmp_path):
+    source, out = published("bfloat16"), tmp_path / "out"
+
+    def gone(params):
+        (source / SINGLE).unlink()
+        return params
+
+    assert exported(source, out, gone) == "float32"
 
 
 @pytest.mark.slow

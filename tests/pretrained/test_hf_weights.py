@@ -19,7 +19,8 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained import hf_weights
 from sleeplm.pretrained.hf_config import MLP, model_config
-from sleeplm.pretrained.hf_weights import load_params, open_folder, tensor_shapes
+from sleeplm.pretrained.hf_files import INDEX, SINGLE, StoredTensor, open_folder
+from sleeplm.pretrained.hf_weights import load_params, tensor_shapes
 
 RAW = {
     "model_type": "qwen3",
@@ -85,14 +86,14 @@ def test_every_device_reads_its_own_part_and_no_more(config, shards, monkeypatch
         return NamedSharding(mesh, P(*[None] * (shape.ndim - 1), "model" if even else None))
 
     read = []
-    whole = hf_weights._Stored.__getitem__
+    whole = StoredTensor.__getitem__
 
     def counted(tensor, index):
         out = whole(tensor, index)
         read.append((tensor.name, out.size))
         return out
 
-    monkeypatch.setattr(hf_weights._Stored, "__getitem__", counted)
+    monkeypatch.setattr(StoredTensor, "__getitem__", counted)
     spread = load_params(shards, config, jax.tree.map(last_axis, shapes))
     gate = [size for name, size in read if "gate_proj" in name]
     assert gate == [8 * 16 // 4] * 8  # two layers, four devices, a quarter each
@@ -192,12 +193,42 @@ def test_a_file_that_was_cut_off_is_named(config, folder):
         load_params(folder, config)
 
 
+def test_of_one_file_and_an_index_the_one_file_counts(config, folder):
+    """As for ``transformers``, which takes shards only where there is no such file."""
+    ones = {name: np.ones_like(x) for name, x in tensors_of(config).items()}
+    save_file(ones, folder / SINGLE)
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(load_params(folder, config)))
+
+
+def refused(folder) -> str:
+    with pytest.raises(ConfigError) as error, open_folder(folder):
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"model\.safetensors"), open_folder(tmp_path):
-        pass
+    assert "has no model.safetensors, nor shards" in refused(tmp_path)
 
 
-def test_an_index_that_is_none_is_refused(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ConfigError, match="no index"), open_folder(tmp_path):
-        pass
+def test_shards_without_their_index_are_named(folder):
+    (folder / INDEX).unlink()
+    said = refused(folder)
+    assert "has model-1.safetensors and 1 more" in said and f"{INDEX} is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "no index of safetensors"),
+        ('{"weight_map": ["a"]}', "no index of safetensors"),
+        ('{"weight_map": {"a": 1}}', f"{INDEX}: a = 1: must name a file of the folder"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "must name a file of the folder"),
+        ('{"weight_map": {"a": "b.safetensors"}}', "b.safetensors': cannot be read"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, content, said):
+    (tmp_path / INDEX).write_text(content)
+    assert said in refused(tmp_path)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sleeplm.core.errors import ConfigError, PoolFullError
 from sleeplm.core.tree import differing
@@ -24,6 +25,7 @@ from sleeplm.pretrained.learner_folder import import_memories, load_learner
 from sleeplm.pretrained.memories import export_memories
 from sleeplm.pretrained.memory_files import read_memories, write_memories
 from sleeplm.pretrained.receive import add_night, put_memories
+from sleeplm.pretrained.tensor_files import digest_of_file
 
 #: The first bytes of a pickle of protocol 2 and later, and of a zip (what torch and numpy write).
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
@@ -295,6 +297,87 @@ def test_damage_is_one_line(both, tmp_path):
         assert said in one_line(error), folder
 
 
+def without(entries, name):
+    return {key: value for key, value in entries.items() if key != name}
+
+
+def night_with(**changes):
+    """A change of the card: its second night is another."""
+
+    def change(card):
+        first, second = card["nights"]
+        return {"nights": [first, {**second, **changes}]}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        (lambda card: {"base": None}, "base", None),
+        (lambda card: {"whole": "false"}, "whole", "false"),
+        (lambda card: {"origin": None}, "origin", None),
+        (lambda card: {"model": None}, "model", None),
+        (lambda card: {"file": "memories.safetensors"}, "file", "memories.safetensors"),
+        (lambda card: {"file": without(card["file"], "sha256")}, "file.sha256", None),
+        (lambda card: {"file": card["file"] | {"name": 3}}, "file.name", 3),
+        (lambda card: {"nights": ["x"]}, "nights", ["x"]),
+        (lambda card: {"nights": {}}, "nights", {}),
+        *(
+            (lambda card, n=name: {"nights": [without(card["nights"][0], n)]}, f"nights[0].{name}",
+             None)
+            for name in ("level", "slot", "night", "sha256")
+        ),
+        (night_with(level=["slow"]), "nights[1].level", ["slow"]),
+        (night_with(slot="1"), "nights[1].slot", "1"),
+        (night_with(slot=True), "nights[1].slot", True),
+        (night_with(night=-1), "nights[1].night", -1),
+        (night_with(night=1 << 40), "nights[1].night", 1 << 40),
+        (night_with(days=None), "nights[1].days", None),
+        (night_with(nights=["x"]), "nights[1].nights", ["x"]),
+        (night_with(origin=None), "nights[1].origin", None),
+        (night_with(earlier=[3]), "nights[1].earlier", [3]),
+        (night_with(earlier=[{"night": 0}]), "nights[1].earlier[0].sha256", None),
+        (lambda card: {"nights": card["nights"][:1] * 2}, "nights[1].slot", 0),
+        (night_with(slot=3), "slots.slow.3.slot", 3),
+        (night_with(level="fast"), "slots.fast.1.slot", 1),
+        (night_with(level="deep"), "slots.deep.1", "deep"),
+        (night_with(slot=2), "slots.slow.2", None),
+    ],
+)  # fmt: skip
+def test_a_card_that_cannot_be_right_is_one_line_that_names_the_entry(
+    both, tmp_path, change, field, value
+):
+    model, state, _ = both
+    folder = folder_of(tmp_path / "m", export_memories(model, state))
+    card = json.loads((folder / "memories.json").read_text())
+    spoil_card(folder, **change(card))
+    with pytest.raises(ConfigError) as error:
+        read_memories(folder)
+    one_line(error)
+    where = error.value.field.removeprefix(f"{folder / 'memories.json'}: ")
+    assert (where, error.value.value) == (field, value)
+
+
+@pytest.mark.parametrize("name", ["slots", "slots.slow", "slots.slow.0"])
+def test_tensors_of_other_names_than_memories_have_are_one_line(both, tmp_path, name):
+    """The digest of the card is that of the file: whoever wrote both wrote something else."""
+    model, state, _ = both
+    folder = folder_of(tmp_path / "m", export_memories(model, state))
+    save_file({name: np.zeros(3, np.float32)}, folder / "memories-0.safetensors")
+    digest = digest_of_file(folder / "memories-0.safetensors")
+    spoil_card(folder, file={"name": "memories-0.safetensors", "sha256": digest})
+    with pytest.raises(ConfigError, match="is damaged|is not in the file") as error:
+        read_memories(folder)
+    one_line(error)
+    (folder / "memories-0.safetensors").write_text("{")
+    digest = digest_of_file(folder / "memories-0.safetensors")
+    spoil_card(folder, file={"name": "memories-0.safetensors", "sha256": digest})
+    with pytest.raises(ConfigError, match="cannot be read") as error:
+        read_memories(folder)
+    one_line(error)
+
+
 # --- one night alone -----------------------------------------------------------------------------
 
 
@@ -416,6 +499,29 @@ def test_a_night_becomes_the_first_of_a_newborn_and_the_next_one_joins_it(
     for source in (one, two):
         state = add_night(model, state, read_memories(source))
     np.testing.assert_allclose(said_by(tiny, out), logits(tiny, model, state), atol=1e-6)
+
+
+def test_memories_of_a_base_whose_settings_were_written_as_float32_go_onto_it(
+    both, tiny, base, tmp_path
+):
+    """Cards that were written of GGUF files have 9.99999974e-06 for 1e-5; here it is 1e-6."""
+    model, state, _ = both
+    source = folder_of(tmp_path / "m", export_memories(model, state))
+    stored = float(np.float32(model.config.norm_eps))
+    assert stored != model.config.norm_eps
+    spoil_card(source, model=dataclasses.asdict(model.config) | {"norm_eps": stored})
+    out, _ = import_memories(source, base=base, out=tmp_path / "out")
+    np.testing.assert_array_equal(said_by(tiny, out), logits(tiny, model, state))
+
+
+def test_an_index_that_does_not_count_is_left_behind(both, tiny, base, tmp_path):
+    """Of one file and an index the file is read: the index would lead nowhere in a copy."""
+    model, state, _ = both
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    source = folder_of(tmp_path / "m", export_memories(model, state))
+    out, _ = import_memories(source, base=base, out=tmp_path / "out")
+    assert not (out / "model.safetensors.index.json").exists()
+    np.testing.assert_array_equal(said_by(tiny, out), logits(tiny, model, state))
 
 
 def test_folders_that_do_not_belong_together_change_nothing(both, base, tmp_path):

@@ -30,6 +30,14 @@ SENTENCES = [
     "zebra " * 30,
 ]
 
+#: As sentence-transformers lists them.
+PATHS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+MODULES = [
+    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for i, (kind, path) in enumerate(PATHS.items())
+]
+FIRST, POOLING, LAST = MODULES
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -68,8 +76,7 @@ def folder(tmp_path_factory):
     (folder / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    kinds = [{"type": f"sentence_transformers.models.{kind}"} for kind in module.KINDS]
-    (folder / "modules.json").write_text(json.dumps(kinds))
+    (folder / "modules.json").write_text(json.dumps(MODULES))
     return folder
 
 
@@ -142,17 +149,73 @@ def test_a_key_that_is_not_supported_is_named(copy, changes, key, value):
     assert (error.value.field, error.value.value) == (f"config.json: {key}", value)
 
 
-def test_another_pooling_is_refused(copy):
-    path = copy / "1_Pooling" / "config.json"
-    path.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
-    with pytest.raises(ConfigError, match=r"1_Pooling/config\.json: pooling_mode_cls_token = True"):
-        load_encoder(copy)
+def one_line(folder) -> str:
+    """What it says when an encoder is refused."""
+    with pytest.raises(ConfigError) as error:
+        load_encoder(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_module_behind_the_pooling_is_refused(copy):
-    (copy / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(ConfigError, match=r"modules\.json: type = 'Dense'"):
-        load_encoder(copy)
+MEAN = {"pooling_mode_mean_tokens": True}
+
+
+@pytest.mark.parametrize(
+    ("modes", "said"),
+    [
+        (MEAN | {"pooling_mode_cls_token": True}, "pooling_mode_cls_token = True"),
+        (MEAN | {"pooling_mode_new": True}, "pooling_mode_new = True"),
+        ({"pooling_mode_mean_tokens": False}, "pooling_mode_mean_tokens = False"),
+        ({"pooling_mode": "cls"}, "pooling_mode = 'cls'"),
+        ({"pooling_mode": ["mean", "max"]}, "pooling_mode = ['mean', 'max']"),
+        (MEAN | {"pooling_mode": "max"}, "pooling_mode = 'max'"),
+        ({"word_embedding_dimension": 24}, "pooling_mode = None"),
+        ({"pooling_mode_cls_token": False}, "pooling_mode = None"),
+    ],
+)
+def test_a_pooling_that_does_not_say_mean_and_mean_alone_is_refused(copy, modes, said):
+    (copy / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    assert f"1_Pooling/config.json: {said}: the mean of all pieces" in one_line(copy)
+
+
+@pytest.mark.parametrize("modes", [MEAN, {"pooling_mode": "mean", "include_prompt": True}])
+@pytest.mark.parametrize("place", ["1_Pooling", "pooling/last"])
+def test_the_mean_may_be_asked_for_as_older_and_newer_folders_do_wherever_it_stands(
+    copy, modes, place
+):
+    shutil.rmtree(copy / "1_Pooling")
+    (copy / place).mkdir(parents=True)
+    (copy / place / "config.json").write_text(json.dumps(modes))
+    modules = [FIRST, POOLING | {"path": place}, LAST]
+    (copy / "modules.json").write_text(json.dumps(modules))
+    load_encoder(copy)
+
+
+def test_a_pooling_that_is_not_there_is_refused(copy):
+    shutil.rmtree(copy / "1_Pooling")
+    assert "1_Pooling/config.json" in one_line(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[", "modules.json': cannot be read as JSON"),
+        (json.dumps({"modules": MODULES}), "modules.json = 'dict': must be a list of modules"),
+        ('["Transformer"]', "modules.json = 'list': must be a list of modules"),
+        (json.dumps([*MODULES, {"type": "x.Dense"}]), "modules.json: type = 'Dense'"),
+        (json.dumps([FIRST]), "modules.json: type = ['Transformer']"),
+        (json.dumps([FIRST, LAST]), "modules.json: type = ['Transformer', 'Normalize']"),
+        (json.dumps([FIRST, LAST, POOLING]), "modules.json: type = ['Transformer', 'Normalize'"),
+        (json.dumps([FIRST | {"path": "0_BERT"}, POOLING]), "modules.json: path = '0_BERT'"),
+        (json.dumps([FIRST, POOLING | {"path": None}]), "modules.json: path = None"),
+        (None, "modules.json': cannot be read as JSON"),
+    ],
+)
+def test_modules_that_are_not_a_model_and_its_pooling_are_refused(copy, content, said):
+    (copy / "modules.json").unlink()
+    if content is not None:
+        (copy / "modules.json").write_text(content)
+    assert said in one_line(copy)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,37 @@ def test_a_folder_appears_when_it_is_complete_or_not_at_all(tmp_path):
         (folder / "whole").write_text("x")
         assert not target.exists()
     assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def any_folder(path):
+    return True
+
+
+@pytest.mark.parametrize("name", [".", "..", "../here", "deep/.."])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_folder_that_a_process_stands_in_is_refused(tmp_path, monkeypatch, name, force):
+    """It would be renamed away under whoever stands there."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    made = new_folder(pathlib.Path(name), force=force, replaceable=any_folder)
+    with pytest.raises(ConfigError) as error, made:
+        pass
+    assert error.value.field == "out" and "name one inside it" in str(error.value)
+    assert list(tmp_path.iterdir()) == [here] and list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "./out", "deep/../out", "../here/out", "link"])
+def test_a_name_may_be_relative_and_a_link(tmp_path, monkeypatch, name):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "link").symlink_to(here / "out")
+    monkeypatch.chdir(here)
+    for content in ("first", "second"):
+        with new_folder(pathlib.Path(name), force=True, replaceable=any_folder) as folder:
+            (folder / content).write_text("x")
+        assert [path.name for path in (here / "out").iterdir()] == [content]
+    assert (here / "link").is_symlink()
 
 
 def test_an_old_folder_stays_until_the_new_one_is_complete(tmp_path):
