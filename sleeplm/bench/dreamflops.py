@@ -9,7 +9,7 @@ from __future__ import annotations
 from sleeplm.bench import flops
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.absorb import told_again
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.models.config import ModelConfig
 
 Shape = tuple[int, int]
@@ -54,9 +54,11 @@ def a_round(
     memory = (sleep.cue_tokens, dream.new_tokens)
     costs = {"dreamt": dream.dreams * flops.decode(model, dream.context_tokens, dream.new_tokens)}
     costs["dreamt"] += dream.memories * flops.decode(model, *memory) if remembers else 0.0
-    if dream.score != "random":
-        costs["selected"] = _positions(model, dream.dreams, told, "mlps")
-    if dream.score == "alignment":
+    # Scores that are compared are computed of all dreams too, once each.
+    scores = {dream.score, *(SCORES if dream.compare else ())}
+    if gradients := len(scores - {"random"}):
+        costs["selected"] = gradients * _positions(model, dream.dreams, told, "mlps")
+    if "alignment" in scores:
         costs["selected"] += _positions(model, dream.contexts, dream.context_tokens, "mlps")
     costs["tried"] = dream.kept * dream.steps * told * adapters(model, told, dream.rank)
     if dream.reward == "questions":

@@ -20,8 +20,9 @@ from sleeplm.methods.adapters import beside, fresh_adapters
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams import dream as rounds
 from sleeplm.methods.dreams import write
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.dream import in_bases
+from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.write import Contexts, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.config import ModelConfig
@@ -109,6 +110,31 @@ def test_what_is_written_in_a_night_of_dreams_is_what_its_steps_write(tiny, monk
     read = 2 * DREAM.gate * width * flops.forward(model.config, width)
     costs = dreamflops.gate(model.config, sleep, DREAM)
     assert costs["gated"] - read == pytest.approx(writes(made.dreaming.end))
+
+
+@pytest.mark.parametrize("compare", [0, 2])
+@pytest.mark.parametrize("kind", SCORES)
+def test_every_pass_that_takes_dreams_gradients_is_counted(tiny, monkeypatch, kind, compare):
+    """Those that only compare scores too: each score that is asked for, and no score twice."""
+    dream, sleep = dataclasses.replace(DREAM, score=kind, compare=compare), tiny.config(alpha=1.0)
+    model, asked, counted = tiny.model(), [], []
+
+    def counting(kind, objective, variables, memory, key, *, reference, **named):
+        asked.append(kind)
+        rows = {"random": [], "norm": [memory], "alignment": [memory, reference]}[kind]
+        for row in rows:
+            token = flops.train(model.config, row.tokens.shape[-1], "mlps")
+            counted.append(row.tokens.size * token)
+        return score(kind, objective, variables, memory, key, reference=reference, **named)
+
+    monkeypatch.setattr(rounds, "score", counting)
+    made, state = tiny.learner(model, sleep, dream=dream)
+    contexts = {"tokens": np.ones((5, 8), np.int32), "length": np.full(5, 8)}
+    batch = {"contexts": contexts, "round": np.int32(0), "today": np.int32(1)}
+    jax.eval_shape(made.dreaming.round, state, batch, jax.random.key(0))  # only traced
+    assert sorted(asked) == sorted(SCORES if compare else [kind])
+    selected = dreamflops.a_round(model.config, sleep, dream).get("selected", 0.0)
+    assert selected == pytest.approx(sum(counted)) and bool(counted) == (asked != ["random"])
 
 
 def test_a_night_is_its_rounds_what_is_absorbed_and_the_gate(tiny):
