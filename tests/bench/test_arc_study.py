@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 
 import jax
@@ -245,8 +246,21 @@ def test_dreams_have_to_be_edits_about_tasks(config):
 
 
 def test_a_list_without_a_task_that_fits_is_refused(config):
-    with pytest.raises(ConfigError, match="evaluation = .*no task that fits into 72"):
+    why = r"no task that fits into 72 positions \(long: \d+ tokens of .*, room for 72\)"
+    with pytest.raises(ConfigError, match=rf"evaluation = .*{why}: use larger widths"):
         study.read(dataclasses.replace(config, evaluation_tasks=["long"]))
+
+
+def test_a_task_that_is_left_out_is_told_with_its_reason(config, tmp_path, monkeypatch):
+    run, said = Run(tmp_path / "run", config, quiet=True), []
+    monkeypatch.setattr(run, "say", said.append)
+    monkeypatch.setattr(study, "backbone", lambda *_: 1 / 0)  # it is told before anything is done
+    with pytest.raises(ZeroDivisionError):
+        config.run(run)
+    (line,) = (line for line in said if "evaluation" in line)
+    assert re.fullmatch(
+        r"too long for 72 positions, evaluation: long: \d+ tokens of one .*, room for 72", line
+    )
 
 
 def test_its_results_are_refused_as_those_of_a_life(done):
