@@ -263,6 +263,37 @@ def test_a_task_that_is_left_out_is_told_with_its_reason(config, tmp_path, monke
     )
 
 
+# --- exams are about other tasks than training ----------------------------------------------------
+
+
+def test_no_exam_is_about_a_task_that_writers_are_trained_on(config):
+    both = dataclasses.replace(config, evaluation_tasks=["t2", "t1"])
+    with pytest.raises(ConfigError, match="^evaluation = 't1': has a pair of grids of the training "
+                       "task 't1'.*leave one of the two out$"):  # fmt: skip
+        study.read(both)
+    # What fits nowhere is in nothing.
+    study.read(dataclasses.replace(config, train_tasks=["t0", "long"], held_out=0))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda t: t,
+        lambda t: dataclasses.replace(t, demonstrations=t.demonstrations[::-1]),
+        lambda t: dataclasses.replace(t, demonstrations=t.tests, tests=t.demonstrations),
+        lambda t: dataclasses.replace(t, tests=make_task(5, 1).tests),  # its rule, asked elsewhere
+        lambda t: dataclasses.replace(t, demonstrations=make_task(5, 1).demonstrations),
+    ],
+    ids=["same", "turned round", "tests for demonstrations", "other tests", "other demonstrations"],
+)
+def test_tasks_are_told_apart_by_their_grids_and_not_by_their_names(other):
+    task = make_task(5, 0)
+    study.check_apart([make_task(5, 2), task], [("evaluation", make_task(5, 3))])
+    renamed = dataclasses.replace(other(task), name="another")
+    with pytest.raises(ConfigError, match=f"held_out = 'another': .* training task '{task.name}'"):
+        study.check_apart([make_task(5, 2), task], [("held_out", renamed)])
+
+
 def test_its_results_are_refused_as_those_of_a_life(done):
     run, _ = done
     with pytest.raises(ConfigError, match="is of few-shot ARC, which has no days"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -90,7 +90,8 @@ def read(config: ArcConfig) -> Tasks:
     """The tasks that a configuration names.
 
     Raises:
-      ConfigError: a file or a task that cannot be used, or none that fits.
+      ConfigError: a file or a task that cannot be used, none that fits, or one to train on in an
+        exam.
     """
     found: dict[str, list[GridTask]] = {
         "train": list(read_tasks(config.train, "train", config.train_tasks)),
@@ -117,7 +118,25 @@ def read(config: ArcConfig) -> Tasks:
         )
         require(bool(fit[name]), name, getattr(config, name), remedy)
     exams = [(name, task) for name in ("evaluation", "held_out") for task in fit[name]]
+    check_apart([task.task for task in fit["train"]], [(name, one.task) for name, one in exams])
     return Tasks(fit["train"], exams, left_out)
+
+
+def check_apart(train: Iterable[GridTask], exams: Iterable[tuple[str, GridTask]]) -> None:
+    """Checks that no exam is about a task that writers are trained on, whatever it is called.
+
+    Args:
+      exams: tasks with the setting that each is of.
+
+    Raises:
+      ConfigError: a demonstration or a test of an exam's task is one of a training task too.
+    """
+    owners = {pair: task.name for task in train for pair in (*task.demonstrations, *task.tests)}
+    for setting, task in exams:
+        for pair in (*task.demonstrations, *task.tests):
+            remedy = f"has a pair of grids of the training task {owners.get(pair)!r}, "
+            remedy += "whose outputs reward the writer: leave one of the two out"
+            require(pair not in owners, setting, task.name, remedy)
 
 
 def outputs_only() -> Extract:
