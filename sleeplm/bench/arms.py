@@ -8,13 +8,15 @@ without memory levels are in :mod:`sleeplm.bench.plain_arms`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sleeplm.bench import plain_arms as plain
 from sleeplm.bench.arm import Arm
-from sleeplm.bench.costs import longer_updates, replay_updates
+from sleeplm.bench.costs import Reading, longer_updates, question_shape, replay_updates
 from sleeplm.bench.dream_contexts import style_of
+from sleeplm.bench.dreamflops import Shape
 from sleeplm.bench.sweep import settings_of, varying, with_setting
 from sleeplm.core import checks
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, paper_v2
@@ -27,7 +29,7 @@ from sleeplm.methods.settings import tuned_learner
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
-__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "build_arm"]
+__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "asks_for_reading", "build_arm"]
 
 
 def _seeded(config: Any, sleep: SleepConfig, **more: Any) -> Arm:
@@ -137,10 +139,14 @@ def _dreaming(config: Any, *, night: dict[str, Any] | None = None, **changes: An
     return dataclasses.replace(_seeded(config, sleep, dream=dream), dream=dream)
 
 
-def _longer(config: Any) -> Arm:
-    """``sleep`` with as many more updates as dreaming would have cost: its control."""
+def _longer(config: Any, question: Shape = (0, 0)) -> Arm:
+    """``sleep`` with as many more updates as dreaming would have cost: its control.
+
+    Args:
+      question: longest prompt and answer, in tokens, if questions reward dreams.
+    """
     step = config.sleep.inner * config.sleep.epochs
-    wanted = longer_updates(config.model, config.sleep, config.dream)
+    wanted = longer_updates(config.model, config.sleep, config.dream, question)
     return _with(config, updates=step * max(round(wanted / step), 1))
 
 
@@ -150,12 +156,13 @@ _PLAIN = ("sft_all", "joint", "lora_sequential", "ewc", "icl", "inca")
 WITHOUT_LEVELS_NIGHTS = frozenset((*_AWAKE, *_PLAIN))
 
 
-def build_arm(name: str, config: Any, classes: int) -> Arm:
+def build_arm(name: str, config: Any, classes: int, reading: Reading | None = None) -> Arm:
     """The arm of that name; what a sweep varies its learner reads from its state.
 
     Args:
       config: a :class:`~sleeplm.bench.retention.RetentionConfig`.
       classes: labels of a labelled world, 0 for others.
+      reading: who reads what; only an arm that :func:`asks_for_reading` needs it.
 
     Raises:
       ConfigError: the arm is for labelled worlds only, or its night cannot work with these sizes.
@@ -166,14 +173,22 @@ def build_arm(name: str, config: Any, classes: int) -> Arm:
         return plain.inca(first, classes)  # learns nothing by any number
     if name in DREAMING:
         check_dreaming(config)
-    arm = ARMS[name](first)
+    make = ARMS[name]
+    if reading is not None and asks_for_reading(name, config):
+        make = functools.partial(_longer, question=question_shape(reading, config.dream))
+    arm = make(first)
     arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
     if arm.dream is not None:
         arm.dream.check(f"{name}: dream")
     if names := varying(config):
-        tuned = tuned_learner(lambda own: ARMS[name](own).learner, first, names)
+        tuned = tuned_learner(lambda own: make(own).learner, first, names)
         arm = dataclasses.replace(arm, learner=tuned)
     return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
+
+
+def asks_for_reading(name: str, config: Any) -> bool:
+    """Whether an arm depends on what is read: a control costs what questions cost its dreams."""
+    return name == "sleep_longer" and config.dream.reward == "questions"
 
 
 def check_dreaming(config: Any) -> None:

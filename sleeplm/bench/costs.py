@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 
 from sleeplm.bench import dreamflops, flops
 from sleeplm.bench.dream_material import DreamMaterial
+from sleeplm.bench.material import Material
 from sleeplm.core import tree
 from sleeplm.memory.levels import NEVER
 from sleeplm.methods.adapters import ADAPTERS, with_adapters
@@ -111,8 +114,21 @@ def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, flo
     return out
 
 
-def question_shape(bench: Any, dream: DreamConfig) -> tuple[int, int]:
-    """Longest prompt and longest answer that dreams are rewarded by, in tokens."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What there is of a :class:`~sleeplm.bench.lives.Bench` before its arms: who reads what."""
+
+    config: Any
+    learners: Sequence[Any]
+    materials: Sequence[Material]
+
+
+def question_shape(bench: Any, dream: DreamConfig) -> dreamflops.Shape:
+    """Longest prompt and longest answer that dreams are rewarded by, in tokens.
+
+    Args:
+      bench: a bench, or a :class:`Reading`.
+    """
     if dream.reward != "questions":
         return 0, 0
     _, prompt, answer = DreamMaterial(bench, dream).shape
@@ -131,10 +147,17 @@ def replay_updates(model: ModelConfig, sleep: SleepConfig) -> float:
     return sum(flops.night(model, sleep).values()) / replay_step(model, sleep)
 
 
-def longer_updates(model: ModelConfig, sleep: SleepConfig, dream: DreamConfig) -> float:
-    """Updates of a night without dreams that cost as much as ``sleep`` with them."""
+def longer_updates(
+    model: ModelConfig, sleep: SleepConfig, dream: DreamConfig, question: dreamflops.Shape = (0, 0)
+) -> float:
+    """Updates of a night without dreams that cost as much as ``sleep`` with them.
+
+    Args:
+      question: see :func:`~sleeplm.bench.dreamflops.night`.
+    """
     usual = sum(flops.night(model, sleep).values())
-    return sleep.updates * (1 + sum(dreamflops.night(model, sleep, dream).values()) / usual)
+    dreams = sum(dreamflops.night(model, sleep, dream, question).values())
+    return sleep.updates * (1 + dreams / usual)
 
 
 def moved_parameters(bench: Any, arm: Any, nights: int) -> int:

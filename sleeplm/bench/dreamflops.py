@@ -7,9 +7,10 @@ well the unchanged learner does) is counted once, not for every trial.
 from __future__ import annotations
 
 from sleeplm.bench import flops
+from sleeplm.core import checks
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.absorb import told_again
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.models.config import ModelConfig
 
 Shape = tuple[int, int]
@@ -23,6 +24,9 @@ def night(
 
     Args:
       question: longest prompt and longest answer of questions that reward, in tokens.
+
+    Raises:
+      ConfigError: questions reward, and nothing is said of their length.
     """
     return total(
         (dream.rounds, a_round(model, sleep, dream, question)),
@@ -48,15 +52,23 @@ def a_round(
     Returns:
       {"dreamt": writing, and telling of memories; "selected": gradients; "tried": trials;
       "rewarded": reading after each, and before; "reinforced": the writer's fine-tuning}.
+
+    Raises:
+      ConfigError: questions reward, and nothing is said of their length.
     """
+    remedy = "dreams are rewarded by questions: needs their longest prompt and answer, in tokens"
+    known = dream.reward != "questions" or min(question) > 0
+    checks.require(known, "question", question, remedy)
     told = 1 + dream.new_tokens if dream.alone else dream.width
     remembers = dream.reward == "agreement" and dream.memories
     memory = (sleep.cue_tokens, dream.new_tokens)
     costs = {"dreamt": dream.dreams * flops.decode(model, dream.context_tokens, dream.new_tokens)}
     costs["dreamt"] += dream.memories * flops.decode(model, *memory) if remembers else 0.0
-    if dream.score != "random":
-        costs["selected"] = _positions(model, dream.dreams, told, "mlps")
-    if dream.score == "alignment":
+    # Scores that are compared are computed of all dreams too, once each.
+    scores = {dream.score, *(SCORES if dream.compare else ())}
+    if gradients := len(scores - {"random"}):
+        costs["selected"] = gradients * _positions(model, dream.dreams, told, "mlps")
+    if "alignment" in scores:
         costs["selected"] += _positions(model, dream.contexts, dream.context_tokens, "mlps")
     costs["tried"] = dream.kept * dream.steps * told * adapters(model, told, dream.rank)
     if dream.reward == "questions":

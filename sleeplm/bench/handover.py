@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sleeplm.bench.arms import WITHOUT_LEVELS_NIGHTS, Arm, build_arm
+from sleeplm.bench.arms import WITHOUT_LEVELS_NIGHTS, Arm, asks_for_reading, build_arm
+from sleeplm.bench.costs import Reading
 from sleeplm.bench.lives import Bench, learners_of, newborns
 from sleeplm.bench.material import digest, prepare
 from sleeplm.bench.results import read_results
@@ -98,9 +99,11 @@ def read_learner(
     beside = name in ("inca", "lora_sequential")
     remedy = "cannot be exported: what it learns stands beside its parameters"
     checks.require(not beside, "arm", name, remedy)
-    state = _last_state(directory, config, name, build_arm(name, config, classes=0), warn)
+    reading = _reading(name, config)
+    arm_of_all = build_arm(name, config, classes=0, reading=reading)
+    state = _last_state(directory, config, name, arm_of_all, warn)
     alone = learners[learner]
-    built = build_arm(name, alone, classes=0)
+    built = build_arm(name, alone, classes=0, reading=reading)
     world = results["world"]["digests"][learner % config.seeds]
     lines = [line for line in read_metrics(directory / METRICS) if line["stage"] == name]
     return Lived(
@@ -120,6 +123,14 @@ def read_learner(
         },
         world=world,
     )
+
+
+def _reading(name: str, config: RetentionConfig) -> Reading | None:
+    """What the learners of a run read, if that arm depends on it."""
+    if not asks_for_reading(name, config):
+        return None
+    learners = learners_of(config)[: config.seeds]  # each setting has the same again
+    return Reading(config, learners, [prepare(one) for one in learners])
 
 
 def _last_state(

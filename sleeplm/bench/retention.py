@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm, check_dreaming
 from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.classes import count_labels
+from sleeplm.bench.costs import Reading
 from sleeplm.bench.dream_contexts import check_material, style_of
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
@@ -299,7 +300,8 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         materials = [prepare(one) for one in seeds] * times
         papers = [paper_of(c, m) for c, m in zip(learners, materials, strict=True)]
         paper = stack_exams(papers, config.mesh.rows)
-        arms = {name: build_arm(name, config, count_labels(materials)) for name in config.arms}
+        classes, reading = count_labels(materials), Reading(config, learners, materials)
+        arms = {name: build_arm(name, config, classes, reading) for name in config.arms}
         if not WITHOUT_LEVELS_NIGHTS.issuperset(config.arms):
             check_nights(config, steps_of(config, materials))
         for arm in arms.values():

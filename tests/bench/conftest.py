@@ -70,7 +70,7 @@ class Brief:
 
     @staticmethod
     def arm(bench: Bench, name: str) -> Arm:
-        return build_arm(name, bench.config, count_labels(bench.materials))
+        return build_arm(name, bench.config, count_labels(bench.materials), bench)
 
     @classmethod
     def live(

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from sleeplm.bench.arc.material import Sizes, prepare
+from sleeplm.bench.arc.material import Sizes, prepare, sizes_of
 from sleeplm.data import grids
 from sleeplm.data.grids import GridTask, GridTokenizer, Pair, pair_tokens, question_tokens
 
@@ -69,12 +69,32 @@ def test_demonstrations_that_do_not_fit_are_not_shown_but_learned():
     assert words(ready.context.tokens[0], ready.context.length[0]).count("in") == 2
 
 
-def test_a_task_of_which_nothing_fits_is_left_out():
-    assert prepare(TASK, dataclasses.replace(SIZES, widths=[18])) is None
-    assert prepare(TASK, dataclasses.replace(SIZES, answer=3)) is None
-    assert prepare(TASK, dataclasses.replace(SIZES, tests=1)) is None
+def test_a_task_that_does_not_fit_is_left_out_for_the_reason_that_is_told():
+    def why(task=TASK, **changes):
+        return str(prepare(task, dataclasses.replace(SIZES, **changes)))
+
+    assert why(widths=[18]) == "19 tokens of one demonstration and a test, room for 18"
+    assert why(answer=3) == "4 tokens of a test's output, room for 3"
+    assert why(tests=1) == "2 tests, room for 1"
     long = dataclasses.replace(TASK, demonstrations=(pair(1), pair(2, wide=40)))
-    assert prepare(long, SIZES) is None
+    assert why(long) == "88 tokens of one demonstration, turned, room for 60"  # 40 rows of 1
+
+
+def test_there_is_room_for_every_test_and_output_of_tasks_that_fit_into_the_widest_row():
+    tests = tuple(pair(n) for n in range(3))
+    tall = Pair(((1,),), ((2,),) * 50)  # 101 tokens of output
+    wide = GridTask("wide", (pair(1),), (Pair(((1,),), ((2,) * 149,)),))
+    tasks = [TASK, dataclasses.replace(TASK, tests=tests), GridTask("tall", (pair(1),), (tall,))]
+    sizes = sizes_of([*tasks, wide], [40, 140])
+    assert (sizes.tests, sizes.answer) == (3, 101)  # the wide one's 151 tokens have no row
+    ready = [prepare(task, sizes) for task in tasks]
+    assert {r.questions.answers.shape for r in ready} == {(3, 101)}
+    assert ready[2].questions.answers[0].tolist()[-1] == grids.EOS
+    assert prepare(wide, sizes).what == "tokens of one demonstration and a test"
+
+
+def test_usual_tasks_share_the_usual_sizes():
+    assert sizes_of([TASK], [40, 60]) == sizes_of([], [40, 60]) == Sizes([40, 60])
 
 
 def test_all_symmetries_are_there():

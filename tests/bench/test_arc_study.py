@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 
 import jax
@@ -245,8 +246,52 @@ def test_dreams_have_to_be_edits_about_tasks(config):
 
 
 def test_a_list_without_a_task_that_fits_is_refused(config):
-    with pytest.raises(ConfigError, match="evaluation = .*no task that fits into 72"):
+    why = r"no task that fits into 72 positions \(long: \d+ tokens of .*, room for 72\)"
+    with pytest.raises(ConfigError, match=rf"evaluation = .*{why}: use larger widths"):
         study.read(dataclasses.replace(config, evaluation_tasks=["long"]))
+
+
+def test_a_task_that_is_left_out_is_told_with_its_reason(config, tmp_path, monkeypatch):
+    run, said = Run(tmp_path / "run", config, quiet=True), []
+    monkeypatch.setattr(run, "say", said.append)
+    monkeypatch.setattr(study, "backbone", lambda *_: 1 / 0)  # it is told before anything is done
+    with pytest.raises(ZeroDivisionError):
+        config.run(run)
+    (line,) = (line for line in said if "evaluation" in line)
+    assert re.fullmatch(
+        r"too long for 72 positions, evaluation: long: \d+ tokens of one .*, room for 72", line
+    )
+
+
+# --- exams are about other tasks than training ----------------------------------------------------
+
+
+def test_no_exam_is_about_a_task_that_writers_are_trained_on(config):
+    both = dataclasses.replace(config, evaluation_tasks=["t2", "t1"])
+    with pytest.raises(ConfigError, match="^evaluation = 't1': has a pair of grids of the training "
+                       "task 't1'.*leave one of the two out$"):  # fmt: skip
+        study.read(both)
+    # What fits nowhere is in nothing.
+    study.read(dataclasses.replace(config, train_tasks=["t0", "long"], held_out=0))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda t: t,
+        lambda t: dataclasses.replace(t, demonstrations=t.demonstrations[::-1]),
+        lambda t: dataclasses.replace(t, demonstrations=t.tests, tests=t.demonstrations),
+        lambda t: dataclasses.replace(t, tests=make_task(5, 1).tests),  # its rule, asked elsewhere
+        lambda t: dataclasses.replace(t, demonstrations=make_task(5, 1).demonstrations),
+    ],
+    ids=["same", "turned round", "tests for demonstrations", "other tests", "other demonstrations"],
+)
+def test_tasks_are_told_apart_by_their_grids_and_not_by_their_names(other):
+    task = make_task(5, 0)
+    study.check_apart([make_task(5, 2), task], [("evaluation", make_task(5, 3))])
+    renamed = dataclasses.replace(other(task), name="another")
+    with pytest.raises(ConfigError, match=f"held_out = 'another': .* training task '{task.name}'"):
+        study.check_apart([make_task(5, 2), task], [("held_out", renamed)])
 
 
 def test_its_results_are_refused_as_those_of_a_life(done):

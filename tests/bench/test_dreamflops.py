@@ -9,19 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleeplm.bench import dreamflops, flops
+from sleeplm.bench import dreamflops, flops, handover
 from sleeplm.bench.arms import build_arm
-from sleeplm.bench.costs import longer_updates
-from sleeplm.bench.presets import bench
+from sleeplm.bench.costs import Reading
+from sleeplm.bench.lives import learners_of
+from sleeplm.bench.material import prepare
 from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods import extract, frames
 from sleeplm.methods.adapters import beside, fresh_adapters
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams import dream as rounds
 from sleeplm.methods.dreams import write
-from sleeplm.methods.dreams.config import DreamConfig
+from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.dream import in_bases
+from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.write import Contexts, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.config import ModelConfig
@@ -50,8 +53,8 @@ def gradient_flops(of) -> float:
     model = Model(CONFIG)
     memory = whole(Contexts(jnp.ones((ROWS, LENGTH), jnp.int32), jnp.full((ROWS,), LENGTH)))
 
-    def gradients(params):
-        chosen, put = of(params)
+    def gradients(params, chosen):
+        _, put = of(params)  # drawing adapters is not learning them
 
         def loss(chosen):
             variables = {"params": params, "slots": model.init_slots()}
@@ -60,7 +63,8 @@ def gradient_flops(of) -> float:
         return jax.value_and_grad(loss)(chosen)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.jit(gradients).lower(shapes).compile().cost_analysis()["flops"]
+    chosen = jax.eval_shape(lambda params: of(params)[0], shapes)
+    return jax.jit(gradients).lower(shapes, chosen).compile().cost_analysis()["flops"]
 
 
 def test_adapters_beside_their_matrices_cost_what_the_compiler_counts():
@@ -111,6 +115,31 @@ def test_what_is_written_in_a_night_of_dreams_is_what_its_steps_write(tiny, monk
     assert costs["gated"] - read == pytest.approx(writes(made.dreaming.end))
 
 
+@pytest.mark.parametrize("compare", [0, 2])
+@pytest.mark.parametrize("kind", SCORES)
+def test_every_pass_that_takes_dreams_gradients_is_counted(tiny, monkeypatch, kind, compare):
+    """Those that only compare scores too: each score that is asked for, and no score twice."""
+    dream, sleep = dataclasses.replace(DREAM, score=kind, compare=compare), tiny.config(alpha=1.0)
+    model, asked, counted = tiny.model(), [], []
+
+    def counting(kind, objective, variables, memory, key, *, reference, **named):
+        asked.append(kind)
+        rows = {"random": [], "norm": [memory], "alignment": [memory, reference]}[kind]
+        for row in rows:
+            token = flops.train(model.config, row.tokens.shape[-1], "mlps")
+            counted.append(row.tokens.size * token)
+        return score(kind, objective, variables, memory, key, reference=reference, **named)
+
+    monkeypatch.setattr(rounds, "score", counting)
+    made, state = tiny.learner(model, sleep, dream=dream)
+    contexts = {"tokens": np.ones((5, 8), np.int32), "length": np.full(5, 8)}
+    batch = {"contexts": contexts, "round": np.int32(0), "today": np.int32(1)}
+    jax.eval_shape(made.dreaming.round, state, batch, jax.random.key(0))  # only traced
+    assert sorted(asked) == sorted(SCORES if compare else [kind])
+    selected = dreamflops.a_round(model.config, sleep, dream).get("selected", 0.0)
+    assert selected == pytest.approx(sum(counted)) and bool(counted) == (asked != ["random"])
+
+
 def test_a_night_is_its_rounds_what_is_absorbed_and_the_gate(tiny):
     sleep = tiny.config(alpha=1.0)
     whole_night = dreamflops.night(CONFIG, sleep, DREAM)
@@ -125,15 +154,67 @@ def test_a_night_is_its_rounds_what_is_absorbed_and_the_gate(tiny):
     assert alone["dreamt"] == 0 and alone["absorbed"] < absorbing["absorbed"] / 3
 
 
-def test_the_control_without_dreams_costs_as_much_as_sleep_with_them():
-    config = bench()
+@pytest.fixture(scope="module")
+def reading(brief):
+    """Who reads what, in a run whose nights are long beside its dreams' questions."""
+    sleep = {"updates": 48, "inner": 2, "learning_rate": 1e-3}
+    config = brief.config(dream=DREAM, sleep=sleep, seeds=2)
+    learners = learners_of(config)
+    return Reading(config, learners, [prepare(one) for one in learners])
+
+
+@pytest.mark.parametrize("reward", ["agreement", "questions"])
+def test_the_control_without_dreams_costs_as_much_as_sleep_with_them(reading, reward):
+    """Also where questions are read for every trial: as long ones as the days ask at most."""
+    dream = dataclasses.replace(DREAM, reward=reward)
+    config = dataclasses.replace(reading.config, dream=dream)
     usual = sum(flops.night(config.model, config.sleep).values())
-    dreams = sum(dreamflops.night(config.model, config.sleep, config.dream).values())
-    longer = build_arm("sleep_longer", config, classes=0)
+    dreams = sum(dreamflops.night(config.model, config.sleep, dream, longest(reading)).values())
+    longer = build_arm("sleep_longer", config, 0, dataclasses.replace(reading, config=config))
     assert longer.dream is None
     cost = sum(flops.night(config.model, longer.sleep).values())
     one_extraction = usual / config.sleep.blocks
     assert cost == pytest.approx(usual + dreams, abs=one_extraction / 2)
-    wanted = longer_updates(config.model, config.sleep, config.dream)
-    assert wanted > config.sleep.updates
+    assert longer.sleep.updates > config.sleep.updates
     assert vars(longer.sleep) == {**vars(config.sleep), "updates": longer.sleep.updates}
+    if reward == "questions":  # or nothing would be held: reading them is most of what dreams cost
+        unread = dreams - DREAM.rounds * read_for_rewards(config.model, *longest(reading))
+        assert cost > usual + unread + one_extraction
+
+
+def longest(reading) -> tuple[int, int]:
+    """The most tokens of a training question of any day with the begin of text, and of an answer
+    with its end; found one by one."""
+    prompts, answers = [], []
+    for material in reading.materials:
+        for document in (d for day in material.curriculum.days for d in day if d.prompt):
+            prompt, whole = material.tokenizer.encode_batch([document.prompt, document.text])
+            prompts.append(1 + len(prompt))
+            answers.append(len(whole) - len(prompt) + 1)
+    return max(prompts), max(answers)
+
+
+def read_for_rewards(model, prompt: int, answer: int) -> float:
+    """By the unchanged learner and by every trial: all questions, and logits of answers alone."""
+    hidden = (prompt + answer) * flops.forward(model, prompt + answer, logits=False)
+    logits = answer * 2 * model.d_model * model.vocab_size
+    return (1 + DREAM.kept) * DREAM.questions * (hidden + logits)
+
+
+def test_what_questions_cost_is_not_told_without_their_length(reading):
+    config = dataclasses.replace(
+        reading.config, dream=dataclasses.replace(DREAM, reward="questions")
+    )
+    with pytest.raises(ConfigError, match=r"^question = \(0, 0\): dreams are rewarded by quest"):
+        build_arm("sleep_longer", config, classes=0)
+    assert build_arm("sleep", config, classes=0)  # others do not ask
+
+
+def test_an_exported_control_has_as_long_nights_as_the_one_that_lived(reading):
+    config = dataclasses.replace(
+        reading.config, dream=dataclasses.replace(DREAM, reward="questions")
+    )
+    lived = build_arm("sleep_longer", config, 0, dataclasses.replace(reading, config=config))
+    again = build_arm("sleep_longer", config, 0, handover._reading("sleep_longer", config))
+    assert again.sleep == lived.sleep
+    assert handover._reading("sleep", config) is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from sleeplm.data.biographies import biographies
 from sleeplm.data.curriculum import Curriculum, from_world
 from sleeplm.data.facts import Document, Fact, questions, statements
 from sleeplm.data.falsehoods import FALSE, PLANTED, SILENT, TRUE, Truth, falsehoods
+from sleeplm.data.two_facts import askable, composed, describable, two_fact_questions
 
 SHARE = 0.05
 WORLDS = {"biographies": biographies(0, [12, 9], pretrain_people=5), "atlas": atlas(0, [12, 9])}
@@ -96,3 +100,82 @@ def test_a_text_is_judged_by_what_it_says_of_its_first_subject(text, what):
 def test_questions_of_a_day_stay_true(world):
     asked = [d for day in life(world, 0.9).days for d in day if d.prompt]
     assert {d.text for d in questions(world, world.days[0])} <= {d.text for d in asked}
+
+
+# --- implications: their subject is described, not named ------------------------------------------
+
+ATLAS = WORLDS["atlas"]
+DAY = ATLAS.days[0]
+
+
+def implications(facts, count=1):
+    return two_fact_questions(ATLAS, facts, count, np.random.default_rng(0))
+
+
+@functools.cache
+def judged(share: float) -> tuple[Truth, list[Document]]:
+    """What judges the texts of that life, and its planted falsehoods."""
+    curriculum = life(ATLAS, share)
+    texts = [document for day in curriculum.days for document in day]
+    return Truth([*curriculum.pretrain, *texts], curriculum.choices), falsehoods(texts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_every_true_implication_of_a_day_is_true(share):
+    asked = implications(DAY, 5)
+    assert {d.fact for d in asked} == set(DAY)
+    assert {judged(share)[0](d.text) for d in asked} == {TRUE}
+
+
+def test_every_implication_with_another_value_is_false():
+    truth, _ = judged(0.0)
+    values = life(ATLAS, 0.0).choices
+    for document in implications(DAY, 2):
+        wrong = set(values[document.fact.relation]) - truth.true[document.fact.subject]
+        assert {truth(f"{document.prompt} {value}") for value in wrong} == {FALSE}
+
+
+def test_an_implication_with_the_planted_value_is_planted():
+    truth, lies = judged(0.3)
+    told = [(d, lie) for d in implications(DAY) for lie in lies if d.fact == lie.fact]
+    assert len(told) > 5
+    assert {truth(f"{d.prompt} {lie.answer}") for d, lie in told} == {PLANTED}
+
+
+def test_what_follows_from_a_planted_statement_is_planted_unless_it_is_true():
+    """The one that has the lie's value is another one, of whom the rest is seldom true."""
+    truth, lies = judged(0.3)
+    said = []
+    for lie in lies:
+        owners = [f.subject for f in ATLAS.facts if f.value == lie.answer]
+        others = [f for f in DAY if f.subject == lie.fact.subject and f != lie.fact]
+        wordings = describable(ATLAS.relations[lie.fact.relation])
+        if not lie.text.startswith(lie.fact.subject) or len(owners) != 1:
+            continue
+        for other in others:
+            first = dataclasses.replace(lie.fact, value=lie.answer)
+            question = askable(ATLAS.relations[other.relation])[0]
+            text = composed(wordings[0], first, question, other).text
+            right = other.value in truth.true[owners[0]]
+            said.append(right)
+            assert truth(text) == (TRUE if right else PLANTED), text
+    assert said.count(False) > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("The one that has 14 protons sits in row number 3.", TRUE),
+        ("the one that has 14 protons: period 4", FALSE),
+        ("Which lattice do crystals of the one that has 14 protons form? diamond", TRUE),
+        ("The one that has the atomic number 14 is in group 14.", TRUE),  # the value twice
+        ("The one that is called Cu among friends has 29 protons.", TRUE),  # Cu is one name's alone
+        ("The one that is called 14 among friends sits in row number 3.", SILENT),  # whose 14?
+        ("The one that stands in column 14 has 14 protons.", SILENT),  # others stand there too
+        ("The one that has 14 protons has a name.", SILENT),
+        ("The one that has a name sits in a row.", SILENT),
+        ("The one that has 14 protons is Copper.", FALSE),  # who is named is meant
+    ],
+)
+def test_a_description_stands_for_the_only_one_whom_it_fits(text, what):
+    assert judged(0.0)[0](text) == what

@@ -23,14 +23,16 @@ from sleeplm.methods.dreams.dream import (
     dream,
     dreams,
     given,
+    in_bases,
     no_dreams,
     round_of,
     whole_round,
 )
 from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
+from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.trials import Lesson
-from sleeplm.methods.dreams.write import as_contexts, memory_of, whole
+from sleeplm.methods.dreams.write import Contexts, as_contexts, memory_of, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
 from sleeplm.methods.update import optimizer
@@ -138,21 +140,62 @@ def test_agreement_alone_judges_if_there_is_no_task(tiny, learning):
 
 
 def test_scores_can_be_compared_by_what_their_best_earned_of_the_same_dreams(tiny, learning):
+    """Every dream earns a number of its own, so the sum of two says which two were the best."""
+
     def reward(before, after, batch):
-        earned, told = by_number(before, after, batch)
-        return earned, {"lift_held": told["mine"]}
+        _, told = by_number(before, after, batch)
+        return jnp.abs(told["mine"][0]), {"lift_held": told["mine"]}
 
     config = settings(keep=6, extra=0, compare=2, score="norm")
-    run, (model, state) = whole_round(learning[0], config, reward=reward), learning
-    outcome = jax.jit(run)(state.variables, contexts(tiny), KEY)
+    (model, state), batch = learning, contexts(tiny)
+    batch["reference"] = whole(Contexts(**contexts(tiny, seed=1)["contexts"]))
+    outcome = jax.jit(whole_round(model, config, reward=reward))(state.variables, batch, KEY)
+    tried, earned = outcome.tried.told, np.asarray(outcome.accepted.told.reward)
+    there = np.flatnonzero(outcome.tried.mask)
+    assert len(there) > 3 and len(set(np.abs(earned[there]))) == len(there)
+
+    mean = row_gradients(learning, batch["reference"]).mean(0)
+    gradients = row_gradients(learning, tried)
+    drawn = score("random", None, None, outcome.written.told, jax.random.split(KEY, 5)[1],
+                  trainable=None)  # fmt: skip
+    places = [np.argmax((outcome.written.told.tokens == row).all(1)) for row in tried.tokens]
+    by_hand = {
+        "norm": np.linalg.norm(gradients, axis=1),
+        "alignment": gradients @ mean / np.maximum(np.linalg.norm(gradients, axis=1), 1e-9),
+        "random": np.asarray(drawn)[places],
+    }
+    assert by_hand.keys() == set(SCORES)
+    best = {kind: set(there[np.argsort(-by_hand[kind][there])[:2]]) for kind in SCORES}
+    assert len(set(map(frozenset, best.values()))) == 3  # no two scores prefer the same
     for kind in SCORES:
         total, count = outcome.metrics[f"earned_by_{kind}"]
-        assert count == 2 < outcome.tried.mask.sum() and total in (0, 1, 2)
-        assert np.isfinite(outcome.metrics[f"lift_held_by_{kind}"][0])
-    # Tried are the best first: by the score that chose, the best two are the first two.
-    assert outcome.metrics["earned_by_norm"][0] == outcome.accepted.told.reward[:2].sum()
-    usual = whole_round(model, light(), reward=reward)
-    told = jax.eval_shape(usual, state.variables, contexts(tiny), KEY).metrics
+        lift, times = outcome.metrics[f"lift_held_by_{kind}"]
+        assert count == times == 2
+        np.testing.assert_allclose(total, earned[list(best[kind])].sum(), rtol=1e-6)
+        assert np.isfinite(lift) and abs(lift) <= total * (1 + 1e-6)
+    assert best["norm"] == {0, 1}  # tried are the best first, by the score that chose
+
+
+def row_gradients(learning, memory) -> np.ndarray:
+    """The gradients of the rows' mean losses, as vectors, each by a pass of its own."""
+    model, state = learning
+    chosen, rest = tree.split(state.params, in_bases)
+
+    def loss(chosen, row):
+        variables = {**state.variables, "params": tree.merge(chosen, rest)}
+        total, weight, _ = language_model(model)(variables, row)
+        return total / jnp.maximum(weight, 1e-8)
+
+    gradient = jax.jit(jax.grad(loss))
+    count = len(memory.source)
+    rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], memory) for i in range(count)]
+    found = [jax.tree.leaves(gradient(chosen, row)) for row in rows]
+    return np.stack([np.concatenate([np.ravel(x) for x in leaves]) for leaves in found])
+
+
+def test_scores_are_not_compared_unless_they_are_asked_for(tiny, learning):
+    run = whole_round(learning[0], light(), reward=by_number)
+    told = jax.eval_shape(run, learning[1].variables, contexts(tiny), KEY).metrics
     assert not any("_by_" in name for name in told)
     with pytest.raises(ConfigError, match="dream.compare = 5.*use at most keep"):
         settings(compare=5).check("dream")

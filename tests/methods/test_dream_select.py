@@ -16,6 +16,8 @@ from sleeplm.methods.dreams.select import (
     cosine,
     example_gradients,
     mean_gradient,
+    norm,
+    places,
     score,
     sketch,
 )
@@ -108,6 +110,35 @@ def test_scores_are_norms_and_cosines_of_those_gradients(told, by_loop):
     np.testing.assert_allclose(scored(told, "alignment"), [*want, 0.0], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["norm", "alignment"])
+def test_scores_of_bfloat16_parameters_are_as_fine_as_those_of_float32(told, kind):
+    """Their gradients have 8 bits; what is made of them has 24."""
+    objective, variables, memory = told
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+    coarse = (objective, {**variables, "params": low}, memory)
+    run = jax.jit(lambda v, m: example_gradients(objective, v, m, trainable=in_bases))
+    every = run(coarse[1], memory)
+    rows = [flat(jax.tree.map(lambda x, i=i: x[i], every)) for i in range(4)]
+    mean = flat(
+        jax.jit(lambda v, m: mean_gradient(objective, v, m, trainable=in_bases))(*coarse[1:])
+    )
+    wanted = {
+        "norm": [np.linalg.norm(row) for row in rows],
+        "alignment": [row @ mean / np.linalg.norm(row) / np.linalg.norm(mean) for row in rows],
+    }
+    got = scored(coarse, kind)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got[:4], wanted[kind], rtol=1e-5)
+
+
+def test_norms_and_cosines_of_bfloat16_trees_tell_many_apart():
+    trees = jax.random.normal(KEY, (60, 300)).astype(jnp.bfloat16)
+    target = (jax.random.normal(jax.random.key(8), (300,)) + trees.mean(0)).astype(jnp.bfloat16)
+    for number in (norm, lambda tree: cosine(tree, {"x": target})):
+        numbers = jax.vmap(lambda x, number=number: number({"x": x}))(trees)
+        assert numbers.dtype == jnp.float32 and len(set(numbers.tolist())) == 60
+
+
 def test_what_has_no_weight_changes_no_score(told):
     memory = told[2]
     junk = jnp.where(jnp.arange(5)[:, None] == 4, 9, memory.tokens)
@@ -174,6 +205,43 @@ def test_the_others_have_equal_chances():
     index, _ = jax.vmap(lambda key: choose(SCORES, MASK, 3, 1, key))(keys)
     counts = np.bincount(np.asarray(index[:, 3]), minlength=8)[[0, 2, 4, 6]]
     assert np.abs(counts - 500).max() < 100
+
+
+def test_dreams_of_one_score_are_kept_with_equal_chances_wherever_they_stand():
+    """Without a word to align with, all have one score, and the first the first contexts."""
+    equal = jnp.array([0.0, 9.0, 0.0, 0.0, jnp.nan, 0.0, -jnp.inf, 0.0])
+    keys = jax.random.split(KEY, 3000)
+    index, kept = jax.vmap(lambda key: choose(equal, MASK, 2, 1, key))(keys)
+    assert kept.all()
+    counts = np.bincount(np.asarray(index[:, :2]).ravel(), minlength=8)
+    assert counts[[1, 4, 6]].tolist() == [0, 0, 0]  # masked, and no numbers
+    assert np.abs(counts[[0, 2, 3, 5, 7]] - 1200).max() < 150
+    # Three of the five that are left have lost: each is drawn as often as one that stood below.
+    others = np.bincount(np.asarray(index[:, 2]), minlength=8)
+    assert np.abs(others[[0, 2, 3, 5, 7]] - 3000 / 5 * 3 / 5).max() < 80
+    assert np.abs(others[[4, 6]] - 3000 / 5).max() < 100
+
+
+def test_ties_are_broken_alike_for_one_key_and_apart_for_others():
+    equal, run = jnp.zeros(8), jax.jit(choose, static_argnums=(2, 3))
+    keys = jax.random.split(KEY, 20)
+    each = [run(equal, MASK, 3, 2, key)[0].tolist() for key in keys]
+    assert jax.vmap(lambda key: choose(equal, MASK, 3, 2, key)[0])(keys).tolist() == each
+    assert len({tuple(one) for one in each}) > 15
+    # Masked dreams behind them, as other shares have, change nothing.
+    more, mask = jnp.zeros(11), jnp.concatenate([MASK, jnp.zeros(3, bool)])
+    assert choose(more, mask, 3, 2, keys[0])[0].tolist() == each[0]
+
+
+def test_places_among_some_keep_the_order_that_all_have():
+    """What was chosen is compared once more: its best are in the order that chose them."""
+    scores, some = jnp.array([1.0, 1, 0, 1, 0, 1, 0, 1]), jnp.arange(8) % 3 < 2
+    for seed in range(10):
+        whole, part = (places(scores, mask, jax.random.key(seed)) for mask in (MASK, MASK & some))
+        there = np.flatnonzero(MASK & some)
+        np.testing.assert_array_equal(
+            there[np.argsort(whole[there])], there[np.argsort(part[there])]
+        )
 
 
 @pytest.mark.parametrize(("k", "b", "want"), [(8, 0, 7), (0, 8, 7), (5, 3, 7), (2, 1, 3)])

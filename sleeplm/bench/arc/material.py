@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,8 @@ class Sizes:
 
     Attributes:
       widths: positions of a row, rising; a task takes the first that it fits into.
-      pairs: demonstrations at most. tests: at most. answer: tokens of an output at most.
+      pairs: demonstrations at most. tests: at most. answer: tokens of a test's output at most, its
+        end included.
     """
 
     widths: Sequence[int]
@@ -57,34 +59,83 @@ class Sizes:
     answer: int = 96
 
 
-def prepare(task: GridTask, sizes: Sizes) -> Prepared | None:
-    """The arrays of a task, or None if it is too long for them.
+class TooLong(NamedTuple):
+    """Why a task does not fit: what there is too much of, how much, and for how much is room."""
+
+    what: str
+    value: int
+    limit: int
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.what}, room for {self.limit}"
+
+
+def sizes_of(tasks: Iterable[GridTask], widths: Sequence[int]) -> Sizes:
+    """Room for all tests and outputs of the tasks that fit into the widest row.
+
+    So it is the width alone that leaves a task out. At least the usual room, which is enough for
+    most of ARC-AGI: different lists then have arrays, and so programs, of the same shapes.
+    """
+    usual = Sizes(widths)
+    fit = [task for task in tasks if not isinstance(_layout(task, usual), TooLong)]
+    return dataclasses.replace(
+        usual,
+        tests=max([usual.tests, *(len(task.tests) for task in fit)]),
+        answer=max([usual.answer, *(_longest_answer(task) for task in fit)]),
+    )
+
+
+def prepare(task: GridTask, sizes: Sizes) -> Prepared | TooLong:
+    """The arrays of a task, or why it does not fit into them.
 
     A task whose demonstrations and longest test do not fit into the widest row is asked with as
     many of the first ones as do; it is too long if that is none. Rows that are learned hold as many
     pairs as fit, whichever they are. Beyond ``sizes.pairs`` demonstrations are left out.
     """
-    pairs = task.demonstrations[: sizes.pairs]
-    lengths = [_longest(pair) for pair in pairs]
-    test = max(len(pair_tokens(pair)) for pair in task.tests)
-    answer = max(len(answer_tokens(pair.output)) for pair in task.tests)
-    widest = sizes.widths[-1]
-    if len(task.tests) > sizes.tests or answer > sizes.answer or max(lengths) >= widest:
-        return None
-    # Of a prompt that shows one, two, ... of them: it is not turned, as rows that are learned are.
-    ends = 1 + np.cumsum([len(pair_tokens(pair)) for pair in pairs]) + test
-    used = int(np.sum(ends <= widest))
-    if not used:
-        return None
-    needed = max(ends[used - 1], 1 + max(lengths))  # a row of one turned demonstration, too
-    width = next(w for w in sizes.widths if needed <= w)
-    room = int(np.sum(1 + np.cumsum(np.sort(lengths)[::-1]) <= width))
+    layout = _layout(task, sizes)
+    if isinstance(layout, TooLong):
+        return layout
+    if len(task.tests) > sizes.tests:
+        return TooLong("tests", len(task.tests), sizes.tests)
+    if (answer := _longest_answer(task)) > sizes.answer:
+        return TooLong("tokens of a test's output", answer, sizes.answer)
+    pairs, (width, used, room) = task.demonstrations[: sizes.pairs], layout
     before = [BOS, *_joined(pair_tokens(pair) for pair in pairs[:used])]
     context = np.zeros((1, width), np.int32)
     context[0, : len(before) + 1] = [*before, EDIT]
     contexts = Contexts(jnp.asarray(context), jnp.array([len(before) + 1]))
     shown = _shown(pairs, room, sizes.pairs, width)
     return Prepared(task, width, used, shown, contexts, _questions(task, before, width, sizes))
+
+
+class _Layout(NamedTuple):
+    """Positions of a row, demonstrations that an exam shows, and pairs that a row has room for."""
+
+    width: int
+    used: int
+    room: int
+
+
+def _layout(task: GridTask, sizes: Sizes) -> _Layout | TooLong:
+    """How a task lies in rows, whatever its tests are answered with."""
+    pairs, widest = task.demonstrations[: sizes.pairs], sizes.widths[-1]
+    lengths = [_longest(pair) for pair in pairs]
+    test = max(len(pair_tokens(pair)) for pair in task.tests)
+    alone = 1 + max(lengths)  # a row of one turned demonstration
+    if alone > widest:
+        return TooLong("tokens of one demonstration, turned", alone, widest)
+    # Of a prompt that shows one, two, ... of them: it is not turned, as rows that are learned are.
+    ends = 1 + np.cumsum([len(pair_tokens(pair)) for pair in pairs]) + test
+    used = int(np.sum(ends <= widest))
+    if not used:
+        return TooLong("tokens of one demonstration and a test", int(ends[0]), widest)
+    needed = max(ends[used - 1], alone)
+    width = next(w for w in sizes.widths if needed <= w)
+    return _Layout(width, used, int(np.sum(1 + np.cumsum(np.sort(lengths)[::-1]) <= width)))
+
+
+def _longest_answer(task: GridTask) -> int:
+    return max(len(answer_tokens(pair.output)) for pair in task.tests)
 
 
 def _longest(pair: Pair) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ PAGE = "report.md"
 
 
 def write_results(
-    directory: pathlib.Path, config: ArcConfig, left_out: Mapping[str, Sequence[str]]
+    directory: pathlib.Path, config: ArcConfig, left_out: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
     """Reads the metrics of a finished run and writes both files, each whole or not at all."""
     results = summary(read_metrics(directory / METRICS), config, left_out)
@@ -30,7 +30,7 @@ def write_results(
 
 
 def summary(
-    records: Sequence[Mapping[str, Any]], config: ArcConfig, left_out: Mapping[str, Sequence[str]]
+    records: Sequence[Mapping[str, Any]], config: ArcConfig, left_out: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
     """The figures of all arms, by list of tasks.
 

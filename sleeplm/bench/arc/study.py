@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from sleeplm.bench.arc import programs
 from sleeplm.bench.arc.config import ARMS, ArcConfig
 from sleeplm.bench.arc.edits import answered
-from sleeplm.bench.arc.material import Prepared, Sizes, prepare
+from sleeplm.bench.arc.material import Prepared, TooLong, prepare, sizes_of
 from sleeplm.bench.arc.results import write_results
 from sleeplm.bench.pretraining import pretrained
 from sleeplm.core.checks import require
@@ -36,11 +36,11 @@ EXAM = 1 << 20  # first key of an exam; rounds count from 0
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """The tasks of a study by what they are for, and the names of those that are too long."""
+    """The tasks of a study by what they are for, and why others are left out, by list and name."""
 
     train: list[Prepared]
     exams: list[tuple[str, Prepared]]
-    left_out: dict[str, list[str]]
+    left_out: dict[str, dict[str, TooLong]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,10 @@ def job(config: ArcConfig, run: Run) -> dict[str, Any]:
     remedy = "few-shot ARC is one process: start it without --distributed and --coordinator"
     require(hosts.alone(), "processes", jax.process_count(), remedy)
     tasks = read(config)
-    for name, names in tasks.left_out.items():
-        if names:
-            run.say(f"too long for {config.widths[-1]} positions, {name}: {', '.join(names)}")
+    for name, reasons in tasks.left_out.items():
+        if reasons:
+            each = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
+            run.say(f"too long for {config.widths[-1]} positions, {name}: {each}")
     model = Model(config.model)
     params = backbone(config, model, run)
     make = _Stages(config, model, params, tasks)
@@ -89,9 +90,9 @@ def read(config: ArcConfig) -> Tasks:
     """The tasks that a configuration names.
 
     Raises:
-      ConfigError: a file or a task that cannot be used, or none that fits.
+      ConfigError: a file or a task that cannot be used, none that fits, or one to train on in an
+        exam.
     """
-    sizes = Sizes(config.widths)
     found: dict[str, list[GridTask]] = {
         "train": list(read_tasks(config.train, "train", config.train_tasks)),
         "evaluation": list(read_tasks(config.evaluation, "evaluation", config.evaluation_tasks)),
@@ -100,17 +101,42 @@ def read(config: ArcConfig) -> Tasks:
             for number in range(config.held_out)
         ],
     }
-    ready = {name: [prepare(task, sizes) for task in group] for name, group in found.items()}
-    fit = {name: [task for task in group if task is not None] for name, group in ready.items()}
+    sizes = sizes_of((task for group in found.values() for task in group), config.widths)
+    fit: dict[str, list[Prepared]] = {name: [] for name in found}
+    left_out: dict[str, dict[str, TooLong]] = {name: {} for name in found}
+    for name, group in found.items():
+        for task in group:
+            ready = prepare(task, sizes)
+            if isinstance(ready, TooLong):
+                left_out[name][task.name] = ready
+            else:
+                fit[name].append(ready)
     for name in ("train", "evaluation"):
-        remedy = f"has no task that fits into {config.widths[-1]} positions"
+        some = "".join(f" ({task}: {reason})" for task, reason in [*left_out[name].items()][:1])
+        remedy = (
+            f"has no task that fits into {config.widths[-1]} positions{some}: use larger widths"
+        )
         require(bool(fit[name]), name, getattr(config, name), remedy)
-    left_out = {
-        name: [t.name for t, p in zip(group, ready[name], strict=True) if p is None]
-        for name, group in found.items()
-    }
     exams = [(name, task) for name in ("evaluation", "held_out") for task in fit[name]]
+    check_apart([task.task for task in fit["train"]], [(name, one.task) for name, one in exams])
     return Tasks(fit["train"], exams, left_out)
+
+
+def check_apart(train: Iterable[GridTask], exams: Iterable[tuple[str, GridTask]]) -> None:
+    """Checks that no exam is about a task that writers are trained on, whatever it is called.
+
+    Args:
+      exams: tasks with the setting that each is of.
+
+    Raises:
+      ConfigError: a demonstration or a test of an exam's task is one of a training task too.
+    """
+    owners = {pair: task.name for task in train for pair in (*task.demonstrations, *task.tests)}
+    for setting, task in exams:
+        for pair in (*task.demonstrations, *task.tests):
+            remedy = f"has a pair of grids of the training task {owners.get(pair)!r}, "
+            remedy += "whose outputs reward the writer: leave one of the two out"
+            require(pair not in owners, setting, task.name, remedy)
 
 
 def outputs_only() -> Extract:

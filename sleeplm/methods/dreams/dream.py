@@ -205,8 +205,10 @@ def whole_round(
             "trial_last": (jnp.sum(losses[:, -1] * kept), kept.sum()),
             **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
         }
+        there = jnp.zeros(drawn.mask.shape, bool).at[index].set(kept > 0)
         for kind in SCORES if config.compare else ():
-            place = places(scored(kind)[index], kept > 0)
+            by = scores if kind == config.score else scored(kind)
+            place = places(by, there, choose_key)[index]
             best = ((place < config.compare) & (kept > 0)).astype(jnp.float32)
             figures = {"earned": earned, **{n: s for n, (s, _) in told.items() if n in LIFTS}}
             metrics |= {

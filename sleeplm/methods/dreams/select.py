@@ -22,6 +22,7 @@ from sleeplm.core.types import Array, Memory, Objective, PyTree, Variables
 from sleeplm.methods.dreams.config import SCORES
 
 Trainable = Callable[[tuple], bool]
+TIES = 1 << 30  # a key beside those of dreams, which are numbered from 0
 
 
 def example_gradients(
@@ -119,11 +120,22 @@ def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
     return project
 
 
+def norm(a: PyTree) -> Array:
+    """Norm of a tree, float32, whatever its leaves are."""
+    return optax.global_norm(_exact(a))
+
+
 def cosine(a: PyTree, b: PyTree) -> Array:
-    """Cosine of two trees, float32; 0 where one is 0."""
+    """Cosine of two trees, float32, whatever their leaves are; 0 where one is 0."""
+    a, b = _exact(a), _exact(b)
     dot = sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     norms = optax.global_norm(a) * optax.global_norm(b)
     return jnp.where(norms > 0, dot / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def _exact(a: PyTree) -> PyTree:
+    """Leaves as float32: sums of bfloat16 have 8 bits, and dreams would be told apart by few."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), a)
 
 
 def score(
@@ -165,7 +177,7 @@ def score(
 
     def number(gradient: PyTree) -> Array:
         mine = project(gradient)
-        return optax.global_norm(mine) if target is None else cosine(mine, target)
+        return norm(mine) if target is None else cosine(mine, target)
 
     return example_gradients(
         objective, variables, memory,
@@ -173,14 +185,19 @@ def score(
     )  # fmt: skip
 
 
-def places(scores: Array, mask: Array) -> Array:
+def places(scores: Array, mask: Array, key: Array) -> Array:
     """int32 [m], each dream's place by its score, from 0; masked ones come last.
 
+    Dreams of one score stand in an order that the key draws: dreams come in the order of their
+    contexts, the first of which would be preferred.
+
     Args:
-      scores, mask: see :func:`choose`.
+      scores, mask, key: see :func:`choose`.
     """
-    lowest = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    ranking, count = jnp.lexsort((-lowest, ~mask)), len(scores)
+    lowest, count = jnp.where(jnp.isnan(scores), -jnp.inf, scores), len(scores)
+    # Not the numbers by which others are chosen: who loses a tie would seldom be among these.
+    drawn = _uniform(jax.random.fold_in(key, TIES), count)
+    ranking = jnp.lexsort((drawn, -lowest, ~mask))
     return jnp.zeros((count,), jnp.int32).at[ranking].set(jnp.arange(count))
 
 
@@ -189,6 +206,7 @@ def choose(scores: Array, mask: Array, k: int, b: int, key: Array) -> tuple[Arra
 
     Args:
       scores: [m]; one that is not a number counts as the lowest. mask: bool [m].
+      key: of the others, and of the order among equal scores.
 
     Returns:
       int32 [k + b], all different; and bool [k + b], false where there are not so many dreams:
@@ -200,7 +218,7 @@ def choose(scores: Array, mask: Array, k: int, b: int, key: Array) -> tuple[Arra
     count = len(scores)
     if not 1 <= k + b <= count or min(k, b) < 0:
         raise ConfigError("keep + extra", k + b, f"choose between 1 and all {count} dreams")
-    rank = places(scores, mask)
+    rank = places(scores, mask, key)
     best = mask & (rank < k)
     group = jnp.where(best, 0, jnp.where(mask, 1, 2))
     order = jnp.lexsort((jnp.where(best, rank, _uniform(key, count)), group))
