@@ -39,6 +39,7 @@ from sleeplm.runtime.annotations import (
 )
 
 PREFIX = "--config."
+ABSENT = object()
 MAKE, MAKE_QUICK = "get_config", "get_quick_config"
 
 
@@ -94,9 +95,24 @@ def digest_of(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def render(config: Any) -> str:
-    """The configuration as text to read: one ``field: value`` a line, indented by nesting."""
-    return "\n".join(_render(to_dict(config), 0)) + "\n"
+def differing_fields(then: Any, now: Any, field: str = "") -> list[tuple[str, str, str]]:
+    """``(dotted path, then, now)`` of the plain values that two configurations differ in.
+
+    Args:
+      then, now: see :func:`to_dict`.
+
+    Returns:
+      In the order of ``now``; values as text of at most 60 letters, ``absent`` for none.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        pairs = [(part, then.get(part, ABSENT), now.get(part, ABSENT)) for part in {**now, **then}]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = list(zip(range(len(now)), then, now, strict=True))
+    elif repr(then) == repr(now):  # 1 is not 1.0, as in the digest
+        return []
+    else:
+        return [(field, _short(then), _short(now))]
+    return [one for part, a, b in pairs for one in differing_fields(a, b, _child(field, part))]
 
 
 def read_module(path: str) -> types.ModuleType:
@@ -284,21 +300,9 @@ def _plain(value: Any) -> Any:
     return repr(value) if not hasattr(value, "tolist") else value.tolist()
 
 
-def _render(value: Any, depth: int) -> list[str]:
-    lines = []
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, entry in pairs:
-        head = "  " * depth + (f"{name}:" if isinstance(value, dict) else "-")
-        nested = isinstance(entry, dict) or (isinstance(entry, list) and _has_dict(entry))
-        if nested and entry:
-            lines += [head, *_render(entry, depth + 1)]
-        else:
-            lines.append(f"{head} {json.dumps(entry, ensure_ascii=False)}")
-    return lines
-
-
-def _has_dict(entries: list[Any]) -> bool:
-    return any(isinstance(entry, dict) for entry in entries)
+def _short(value: Any) -> str:
+    text = "absent" if value is ABSENT else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _line(error: BaseException) -> str:

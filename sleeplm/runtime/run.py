@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from sleeplm.core import checks
-from sleeplm.core.errors import CheckpointError, ConfigError
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
 from sleeplm.runtime import hosts
@@ -27,11 +26,15 @@ from sleeplm.runtime.lifecycle import (
     require_same,
 )
 from sleeplm.runtime.metrics import Log, MetricsLog, NoLog, Progress, read_metrics
-
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
-#: Settings that change how a run is kept, not what it computes: they may differ on --resume.
-HOUSEKEEPING = ("cache", "save_seconds", "keep", "mesh")
+from sleeplm.runtime.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    METRICS,
+    TIMINGS,
+    check_workdir,
+    lasting,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,7 @@ class Run:
       leads: whether this is the process that writes.
 
     Raises:
-      ConfigError: the directory holds a run already and ``resume`` is off, or it cannot be one.
-      CheckpointError: the directory holds a run of another configuration.
+      ConfigError, CheckpointError: see :func:`~sleeplm.runtime.workdir.check_workdir`.
     """
 
     def __init__(
@@ -84,42 +86,17 @@ class Run:
     ):
         self.directory = directory.absolute()
         self.config = configs.to_dict(config)
-        lasting = {k: v for k, v in self.config.items() if k not in HOUSEKEEPING}
-        self.digest = configs.digest_of(lasting)
+        self.digest = configs.digest_of(lasting(self.config))
         self.keep, self.save_seconds = config.keep, config.save_seconds
         self._quiet, self._stop = quiet, stop or StopRequest()
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._claimed, self.leads = False, hosts.leads()
         with hosts.fail_together():
-            self._look(resume)
+            check_workdir(self.directory, self.config, self.digest, resume)
         remedy = "is not the same in every process: give all of them the same settings"
         alike = hosts.same(configs.digest_of(self.config))
         checks.require(alike, "config", type(config).__name__, remedy)
-
-    def _look(self, resume: bool) -> None:
-        saved = self.directory / CONFIG
-        if saved.exists():
-            if not resume:
-                raise ConfigError(
-                    "workdir", str(self.directory), "holds a run: add --resume or name another"
-                )
-            try:
-                before = json.loads(saved.read_text())["digest"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{saved}: cannot be read; name another --workdir") from error
-            if before != self.digest:
-                raise CheckpointError(
-                    f"{self.directory}: holds a run of another configuration (see {CONFIG}); "
-                    "resume it with its own, or name another --workdir"
-                )
-            return
-        parents = (self.directory, *self.directory.parents)
-        there = next(path for path in parents if os.path.lexists(path))
-        if not there.is_dir():
-            raise ConfigError("workdir", str(self.directory), f"{there} is not a directory")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError("workdir", str(self.directory), f"may not write in {there}")
 
     def claim(self) -> None:
         """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.

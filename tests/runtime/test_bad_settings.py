@@ -14,6 +14,7 @@ from jax._src import compiler
 
 from sleeplm import cli
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime.config import load_config, to_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "experiments" / "retention.py")
@@ -264,16 +265,38 @@ def test_a_file_system_that_fails_is_one_line_too(refuse, monkeypatch):
 def test_a_directory_with_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     refuse, tmp_path
 ):
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "config.json").write_text(json.dumps({"digest": "of another", "config": {}}))
+    saved, config = tmp_path / "w" / "config.json", to_dict(load_config(EXPERIMENT, []))
+    saved.parent.mkdir()
+    theirs = config | {"seed": 5, "cache": "elsewhere", "sleep": config["sleep"] | {"updates": 9}}
+    saved.write_text(json.dumps({"digest": "of another", "config": theirs}))
     line = refuse("run", EXPERIMENT, "--workdir", "w")
     assert "holds a run" in line and "--resume" in line
     line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
     assert "another configuration" in line and "--workdir" in line
-    for text in ("{", "[]", "5", '{"config": {}}', "\x00"):
-        (tmp_path / "w" / "config.json").write_text(text)
+    assert "seed is 5 there and 0 here" in line and "sleep.updates is 9 there and 240" in line
+    assert "cache" not in line and "more" not in line  # where the cache is changes nothing
+    saved.write_text(json.dumps({"digest": "of another", "config": {"seed": 0}}))
+    line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
+    assert "world is absent there and 'atlas' here" in line and "more differ" in line
+    for text in ("{", "[]", "5", '{"config": {}}', '{"digest": "d", "config": 5}', "\x00"):
+        saved.write_text(text)
         line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
         assert "config.json" in line and "--workdir" in line
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "results.json", "report.md"])
+def test_what_another_program_has_left_is_not_taken_for_a_run(refuse, tmp_path, name, resume):
+    (tmp_path / "epoch-1.ckpt").write_text("weights")
+    if name == "checkpoints":
+        (tmp_path / name / "theirs").mkdir(parents=True)
+        (tmp_path / name / "theirs" / "weights").write_text("theirs")
+    else:
+        (tmp_path / name).write_text("theirs")
+    line = refuse("run", EXPERIMENT, "--workdir", ".", *resume)
+    assert f"has no config.json of a run, which would replace its {name}: name another" in line
+    kept = tmp_path / name / "theirs" / "weights" if name == "checkpoints" else tmp_path / name
+    assert kept.read_text() == "theirs"
 
 
 GOOD = {"matrix": [[1.0]], "awake": [1.0], "pretrain": [1.0], "pretrain_start": 1.0}
