@@ -33,7 +33,7 @@ from sleeplm.bench.spreading import check_mesh, check_processes
 from sleeplm.bench.sweep import check_sweep
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
-from sleeplm.bench.worlds import has_passages
+from sleeplm.bench.worlds import check_text, has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.formats import MARKS
@@ -216,6 +216,7 @@ class RetentionConfig:
         remedy = "only a published model has a chat template: name one as backbone"
         checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
         check_backbone(self)
+        check_text("general", self.general)
         days = check_world(self)
         for name, usual in {"ask": ASK, "answer_tokens": 0, "score_judge": False}.items():
             remedy = "only answers about passages are free text: leave it out"
@@ -305,7 +306,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         for arm in arms.values():
             if arm.dream is not None:
                 check_material(materials, arm.dream, style_of(config))
-    run.claim()
+        general, scores = general_of(config, materials), text_scores(config, materials)
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
     world = materials[0].curriculum
@@ -319,15 +320,15 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, seeds, materials[: len(seeds)], mesh)
+    run.claim()  # here at the latest: everything that is somebody's has been read
     if times > 1:
         params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": put(slots, mesh)}
-    scores = text_scores(config, materials)
     ask = grade(backbone, said=scores is not None)
     start = jax.device_get(ask_each(ask, mesh)(newborn, put(paper, mesh)))
     start = start if scores is None else scores(start)
-    if (general := general_of(config, materials)) is not None:
+    if general is not None:
         read = ask_each(general_loss(backbone), mesh)
         start["general"] = jax.device_get(read(newborn, put(general, mesh)))
     run.say(

@@ -92,6 +92,7 @@ SETTINGS = [
     (["keep=0"], ["keep", "0", "at least 1"]),
     (["day.length=20"], ["day.length", "20", "longest text"]),
     (["pretrain.length=20"], ["pretrain.length", "20", "longest text"]),
+    (["general=none.txt"], ["general", "'none.txt'", "name a text file"]),
     # many learners, and when they sleep
     (["seeds=0"], ["seeds", "0", "at least 1"]),
     (["seed=2147483647", "seeds=2"], ["seed", "2147483647", "between 0 and 2147483646"]),
@@ -179,6 +180,15 @@ def test_a_bad_setting_is_named_with_its_value_and_what_would_be_right(refuse, o
     line = refuse("run", EXPERIMENT, "--workdir", "w", *(f"--config.{o}" for o in overrides))
     for word in words:
         assert word in line
+
+
+def test_general_text_that_cannot_be_used_is_refused_before_a_backbone_is_pretrained(
+    refuse, tmp_path
+):
+    for content, words in ((b"too short", "a row needs 63"), (b"\xff", "is not UTF-8")):
+        (tmp_path / "short.txt").write_bytes(content)
+        line = refuse("run", EXPERIMENT, "--workdir", "w", "--config.general=short.txt")
+        assert "short.txt" in line and words in line
 
 
 @pytest.mark.parametrize(
