@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import enum
 import hashlib
+import inspect
 import json
 import pathlib
 import sys
@@ -146,6 +147,9 @@ def _get_config(path: str, maker: str) -> Any:
     make = getattr(module, maker, None)
     if not callable(make):
         raise ConfigError("config", str(path), f"must define {maker}()")
+    if argument and not inspect.signature(make).parameters:
+        remedy = f"{maker}() takes no argument: leave out :{argument}"
+        raise ConfigError("config", str(path), remedy)
     try:
         config = make(argument) if argument else make()
     except SleepError:
