@@ -183,12 +183,9 @@ class RetentionConfig:
         parts = ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines", "mesh")
         for name in parts:
             getattr(self, name).check(name)  # what follows may count on them
-        check_sweep(self)
+        self.check_learners()
         if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
-        checks.positive_integer("seeds", self.seeds)
-        for name in ("seed", "world_seed"):
-            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
         counts = ("statements", "questions", "keep", "exam_pretrain", "pretrain_people")
         for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
@@ -202,12 +199,8 @@ class RetentionConfig:
         for name in (*told, "exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
-        checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
         for kind in self.formats:
             checks.one_of("formats", kind, tuple(MARKS))
-        for arm in self.arms:
-            checks.one_of("arms", arm, tuple(ARMS))
-        checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
         checks.at_least("save_seconds", self.save_seconds, 0)
         longest = max(self.day.length, self.pretrain.length, self.sleep.length)
         checks.at_least("model.max_len", self.model.max_len, longest)
@@ -236,6 +229,17 @@ class RetentionConfig:
         if not set(DREAMING).isdisjoint(self.arms):
             check_dreaming(self)
         check_mesh(self)
+
+    def check_learners(self) -> None:
+        """Checks which learners there are: their settings, seeds and arms. No file is needed."""
+        check_sweep(self)
+        checks.positive_integer("seeds", self.seeds)
+        for name in ("seed", "world_seed"):
+            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
+        checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
+        for arm in self.arms:
+            checks.one_of("arms", arm, tuple(ARMS))
+        checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report: that of the first process."""

@@ -68,15 +68,18 @@ def load_config(path: str, overrides: list[str], quick: bool = False) -> Any:
     return config
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, outermost: bool = True) -> None:
     """Checks types and values of a configuration and everything nested in it.
+
+    Args:
+      outermost: also by the configuration's own ``check``, which may look for files and data.
 
     Raises:
       ConfigError: the first setting that cannot work.
     """
     _check_types(config)
     for field, node in _nodes(config, ""):
-        if callable(getattr(node, "check", None)):
+        if callable(getattr(node, "check", None)) and (field or outermost):
             node.check(field)
 
 
