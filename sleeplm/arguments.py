@@ -99,6 +99,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a short version of the experiment, where the file has one: get_quick_config()",
     )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write metrics for TensorBoard too (pip install 'sleeplm[tensorboard]')",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     _add_job(run)

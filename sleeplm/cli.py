@@ -157,7 +157,14 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     directory = pathlib.Path(workdir).expanduser()
     stop = StopRequest()
     with stop.listening():
-        run = Run(directory, config, resume=options.resume, quiet=options.quiet, stop=stop)
+        run = Run(
+            directory,
+            config,
+            resume=options.resume,
+            quiet=options.quiet,
+            stop=stop,
+            tensorboard=options.tensorboard,
+        )
         try:
             config.run(run)
         except Stopped as stopped:
@@ -173,7 +180,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 def _again(options: argparse.Namespace, overrides: list[str], directory: pathlib.Path) -> str:
     """The command that goes on with a run that was stopped."""
     words = ["sleeplm", "run", options.config, *(["--quick"] if options.quick else []), *overrides]
-    words += ["--workdir", str(directory)]
+    words += ["--workdir", str(directory), *(["--tensorboard"] if options.tensorboard else [])]
     if options.distributed:
         words += ["--distributed"]
     if options.coordinator:

@@ -16,6 +16,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
 from sleeplm.runtime import hosts
+from sleeplm.runtime.board import Board, require_tensorboard
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import (
     Chronicle,
@@ -27,6 +28,7 @@ from sleeplm.runtime.lifecycle import (
 )
 from sleeplm.runtime.metrics import Log, MetricsLog, NoLog, Progress, read_metrics
 from sleeplm.runtime.workdir import (
+    BOARD,
     CHECKPOINTS,
     CONFIG,
     LOCK,
@@ -67,6 +69,7 @@ class Run:
       config: the configuration dataclass; its values are saved beside the results.
       resume: go on where an earlier process stopped (or start, if there was none).
       quiet: show nothing.
+      tensorboard: write metrics for TensorBoard too (:mod:`sleeplm.runtime.board`).
 
     Attributes:
       leads: whether this is the process that writes.
@@ -83,6 +86,7 @@ class Run:
         resume: bool = False,
         quiet: bool = False,
         stop: StopRequest | None = None,
+        tensorboard: bool = False,
     ):
         self.directory = directory.absolute()
         self.config = configs.to_dict(config)
@@ -92,7 +96,10 @@ class Run:
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._claimed, self.leads = False, hosts.leads()
+        self._tensorboard, self._shown = tensorboard, False
         with hosts.fail_together():
+            if tensorboard:
+                require_tensorboard()
             check_workdir(self.directory, self.config, self.digest, resume)
         remedy = "is not the same in every process: give all of them the same settings"
         alike = hosts.same(configs.digest_of(self.config))
@@ -218,7 +225,14 @@ class Run:
                         opened.enter_context(MetricsLog(self.directory / name, position))
                         for name, position in places
                     ]
+                    if self._tensorboard:
+                        logs[0] = opened.enter_context(self._board(logs[0]))
             yield logs[0], logs[1]
+
+    def _board(self, log: Any) -> Board:
+        """Events of all lines that are kept, once; those of later stages are added to them."""
+        anew, self._shown = not self._shown, True
+        return Board(log, self.directory / BOARD, anew)
 
     def _forget_later(self) -> None:
         """A stage that is (re)done makes checkpoints of later ones worthless."""

@@ -12,10 +12,11 @@ from sleeplm.runtime.config import differing_fields
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
+BOARD = "tensorboard"
 #: What a run writes beside its configuration, which it writes first, and replaces without asking:
 #: the last of these are of jobs, and of their reports.
 WRITTEN = (
-    *(CHECKPOINTS, METRICS, TIMINGS, LOCK),
+    *(CHECKPOINTS, METRICS, TIMINGS, LOCK, BOARD),
     *("results.json", "report.json", "report.md", "report.html", "retention.png"),
 )
 #: Settings that change how a run is kept, not what it computes: they may differ on --resume.

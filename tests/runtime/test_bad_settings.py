@@ -274,6 +274,12 @@ def test_a_workdir_that_may_not_be_written_is_refused(refuse, tmp_path, monkeypa
     assert "workdir" in line and "may not write" in line
 
 
+def test_tensorboard_is_asked_for_where_it_is_installed(refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    line = refuse("run", EXPERIMENT, "--workdir", "w", "--tensorboard")
+    assert "tensorboard" in line and "pip install 'sleeplm[tensorboard]'" in line
+
+
 def test_a_file_system_that_fails_is_one_line_too(refuse, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "runs/w")
