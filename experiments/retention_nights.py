@@ -8,10 +8,12 @@ What to expect is in docs/results.md.
 
 from sleeplm.bench.presets import UNSEEN, bench, night, teachers
 from sleeplm.bench.retention import RetentionConfig
+from sleeplm.core.checks import one_of
 
 
 def get_config(nights: str = "40") -> RetentionConfig:
     """Days of three people each; or of one, for as long as it takes to fill a pool many times."""
+    one_of("config", nights, ("40", "200"))
     if nights == "200":
         return bench(
             world="biographies",

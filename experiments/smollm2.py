@@ -15,6 +15,8 @@ import dataclasses
 
 from sleeplm.bench.presets import UNSEEN, night
 from sleeplm.bench.retention import DayConfig, RetentionConfig
+from sleeplm.bench.worlds import has_facts, has_passages
+from sleeplm.core.checks import require
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.pretrained.grafts import cheap
@@ -25,10 +27,17 @@ CHUNK = 8  # wake steps of a compiled call
 
 
 def get_config(world: str = "atlas") -> RetentionConfig:
-    """Four days of 12 facts, or of 15 intents."""
+    """Four days of 12 facts, or of 15 intents.
+
+    Args:
+      world: of facts, or of labelled texts.
+    """
+    asked = RetentionConfig(world=world)
+    remedy = "is of passages to read: run experiments/squad.py"
+    require(not has_passages(asked), "config", world, remedy)
+    facts = has_facts(asked)
     found = find_backbone(SMOLLM2, max_len=64).config
     backbone = dataclasses.replace(found, eos=END_OF_TEXT, scan_layers=True)
-    facts = world == "atlas"
     today = [
         TeacherConfig("dusk", "today", uncued=0.4 if facts else 0.0, times=2),
         # Labelled texts begin with their cue: frames would find nothing to cut.

@@ -19,6 +19,7 @@ import dataclasses
 
 from sleeplm.bench.presets import night
 from sleeplm.bench.retention import DayConfig, RetentionConfig
+from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams.config import DreamConfig
@@ -46,7 +47,9 @@ Answer:"""
 
 def get_config(argument: str = "1") -> RetentionConfig:
     """``N``, ``N,BACKBONE`` or ``N,BACKBONE,EOS``."""
-    count, backbone, eos = [*argument.split(","), "", ""][:3]
+    parts = argument.split(",")
+    require(len(parts) <= 3, "config", argument, "must be N, N,BACKBONE or N,BACKBONE,EOS")
+    count, backbone, eos = [*parts, "", ""][:3]
     days, passages = _days(count)
     if eos and not eos.isdigit():
         raise ConfigError("config", eos, "must be the id of the token that ends a text")

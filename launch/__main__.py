@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.trials import TRIALS
-from sleeplm.arguments import OneLineParser
-from sleeplm.core.errors import SleepError
+from sleeplm.arguments import OneLineParser, command_of, unknown
+from sleeplm.core.errors import ConfigError, SleepError
 
 DESCRIPTION = """\
 Many trials of one experiment: `expand` writes them down, `local` runs them here, `render` and
@@ -92,7 +92,8 @@ def _add_clusters(commands: Any) -> None:
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         kinds = command.add_subparsers(dest="backend", metavar="BACKEND", required=True)
         for backend, module in backends.items():
-            kind = kinds.add_parser(backend, help=module.__doc__.splitlines()[0])
+            text = module.__doc__.splitlines()[0]
+            kind = kinds.add_parser(backend, help=text, allow_abbrev=False)
             kind.add_argument("sweep", metavar="DIR", help="a sweep directory")
             if name == "render":
                 module.add_arguments(kind)
@@ -115,8 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       Exit status: 0 done; 1 a trial has failed; 2 something has to be mended (one line says what);
       130 interrupted.
     """
-    options = parser().parse_args(arguments)
+    options, rest = parser().parse_known_args(arguments)
     try:
+        if rest:
+            names = [options.command, *filter(None, [getattr(options, "backend", None)])]
+            raise ConfigError("argument", rest[0], unknown(rest[0], command_of(parser(), *names)))
         return _COMMANDS[options.command](options)
     except SleepError as error:
         return _complain(str(error))

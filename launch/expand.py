@@ -14,7 +14,7 @@ from launch.axes import Axis, Settings, product
 from launch.trials import Trial, trial_id
 from sleeplm.core.errors import ConfigError, SleepError
 from sleeplm.runtime import config as configs
-from sleeplm.runtime.run import HOUSEKEEPING
+from sleeplm.runtime.workdir import lasting
 
 MAKER = "sweep_"
 
@@ -64,8 +64,7 @@ def load(trial: Trial) -> Any:
 
 def digest_of(config: Any) -> str:
     """The digest by which a run directory knows its configuration."""
-    values = configs.to_dict(config)
-    return configs.digest_of({k: v for k, v in values.items() if k not in HOUSEKEEPING})
+    return configs.digest_of(lasting(configs.to_dict(config)))
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:

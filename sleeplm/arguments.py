@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from typing import Any, NoReturn
 
 from sleeplm.plan import command as planning
@@ -37,15 +38,6 @@ them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updat
 
 
 SETTABLE = ("run", "plan")  # commands with an experiment file, whose settings can be changed
-JOB = ("--distributed", "--coordinator", "--processes", "--process")
-FLAGS = ("--workdir", "--resume", "--quick", "--quiet", "--debug", "--out", "--help", *JOB)
-HANDOVER = ("--out", "--force", "--debug", "--help")
-#: What a misspelt flag of a command may have meant, where that is not among ``FLAGS``.
-FLAGS_OF = {
-    "export": (*HANDOVER, "--arm", "--learner", "--night", "--only", "--dtype", "--without-cues"),
-    "import-memories": (*HANDOVER, "--base", "--into"),
-    "plan": ("--topology", "--json", "--fit", "--fast", "--debug", "--help"),
-}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -53,6 +45,26 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def command_of(top: argparse.ArgumentParser, *names: str) -> argparse.ArgumentParser:
+    """The parser of a command, or of a command of a command: ``("render", "slurm")``."""
+    for name in names:
+        (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+        top = commands.choices[name]
+    return top
+
+
+def unknown(text: str, command: argparse.ArgumentParser, otherwise: str = "") -> str:
+    """What to say about an argument that a command does not know.
+
+    Args:
+      otherwise: where no flag of the command looks like it; its help by default.
+    """
+    flags = command._option_string_actions
+    if close := difflib.get_close_matches(text.partition("=")[0], flags, n=1):
+        return f"unknown; did you mean {close[0]}?"
+    return f"unknown; {otherwise or f'see {command.prog} --help'}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
         "--quick",
         action="store_true",
         help="a short version of the experiment, where the file has one: get_quick_config()",
+    )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write metrics for TensorBoard too (pip install 'sleeplm[tensorboard]')",
     )
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks of errors")

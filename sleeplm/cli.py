@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 import pathlib
@@ -16,9 +15,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sleeplm.arguments import FLAGS, FLAGS_OF, SETTABLE, parser
+from sleeplm.arguments import SETTABLE, command_of, parser, unknown
 from sleeplm.core.errors import ConfigError, SleepError
 from sleeplm.plan import command as planning
+
+PREFIX = "--config."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,14 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
       line says which); 128 + n after signal n, with everything saved; 42 another process of the
       job is lost: all of them have to be started again.
     """
-    options, rest = parser().parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser().parse_known_args(given)
     _quiet_libraries()
     with contextlib.ExitStack() as job:
-        return _carry_out(options, rest, job)
+        return _carry_out(options, given, rest, job)
 
 
-def _carry_out(options: argparse.Namespace, rest: list[str], job: contextlib.ExitStack) -> int:
+def _carry_out(
+    options: argparse.Namespace, given: list[str], rest: list[str], job: contextlib.ExitStack
+) -> int:
     try:
+        _refuse_swallowed(given, options)
         overrides = _overrides(rest, options.command)
         if options.command == "run":
             _join(options, job)
@@ -81,7 +86,7 @@ def _overrides(rest: Sequence[str], command: str) -> list[str]:
     """The ``--config.…`` arguments; anything else is a mistake."""
     after_flag = False
     for text in rest:
-        setting = text.startswith("--config.")
+        setting = text.startswith(PREFIX)
         if command not in SETTABLE or not (setting or (after_flag and not text.startswith("--"))):
             raise ConfigError("argument", text, _remedy(text, command))
         after_flag = setting and "=" not in text
@@ -89,14 +94,25 @@ def _overrides(rest: Sequence[str], command: str) -> list[str]:
 
 
 def _remedy(text: str, command: str) -> str:
-    close = difflib.get_close_matches(text.partition("=")[0], FLAGS_OF.get(command, FLAGS), n=1)
-    if close:
-        return f"unknown; did you mean {close[0]}?"
-    if command not in SETTABLE:
-        return f"unknown; see sleeplm {command} --help"
-    if text.startswith("--") and "=" in text:
-        return f"unknown; did you mean --config.{text.lstrip('-').removeprefix('config')}?"
-    return "unknown; settings are --config.FIELD=VALUE"
+    otherwise = ""
+    if command in SETTABLE:
+        otherwise = "settings are --config.FIELD=VALUE"
+        if text.startswith("--") and "=" in text:
+            field = text.lstrip("-").removeprefix("config")
+            otherwise = f"did you mean {PREFIX}{field}?"
+    return unknown(text, command_of(parser(), command), otherwise)
+
+
+def _refuse_swallowed(given: Sequence[str], options: argparse.Namespace) -> None:
+    """Refuses a value in a word of its own before the experiment file, which it was taken for."""
+    if options.command not in SETTABLE or options.config not in given:
+        return
+    value = options.config
+    setting = given[given.index(value) - 1]
+    if setting.startswith(PREFIX) and "=" not in setting:
+        is_file = pathlib.Path(value.partition(":")[0]).suffix == ".py"
+        remedy = f"write {setting}={'VALUE' if is_file else value}"
+        raise ConfigError("argument", f"{setting} {value}", remedy)
 
 
 def _join(options: argparse.Namespace, job: contextlib.ExitStack) -> None:
@@ -141,7 +157,14 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     directory = pathlib.Path(workdir).expanduser()
     stop = StopRequest()
     with stop.listening():
-        run = Run(directory, config, resume=options.resume, quiet=options.quiet, stop=stop)
+        run = Run(
+            directory,
+            config,
+            resume=options.resume,
+            quiet=options.quiet,
+            stop=stop,
+            tensorboard=options.tensorboard,
+        )
         try:
             config.run(run)
         except Stopped as stopped:
@@ -157,7 +180,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 def _again(options: argparse.Namespace, overrides: list[str], directory: pathlib.Path) -> str:
     """The command that goes on with a run that was stopped."""
     words = ["sleeplm", "run", options.config, *(["--quick"] if options.quick else []), *overrides]
-    words += ["--workdir", str(directory)]
+    words += ["--workdir", str(directory), *(["--tensorboard"] if options.tensorboard else [])]
     if options.distributed:
         words += ["--distributed"]
     if options.coordinator:
@@ -205,6 +228,8 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from sleeplm.pretrained.learner_folder import import_memories
 
+    if options.base and not options.out:
+        raise ConfigError("out", "", "say where the new folder is to be: --out DIR")
     folder, memories = import_memories(
         options.memories,
         base=options.base,

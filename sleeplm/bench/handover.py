@@ -90,7 +90,8 @@ def read_learner(
         results.get("experiment") == "retention", "run", str(run), "is no run of days and nights"
     )
     config = from_plain(RetentionConfig, results["config"], f"{directory}: config")
-    configs.check(config)
+    configs.check(config, outermost=False)  # what has been read need not be there any more
+    config.check_learners()
     name = arm or next((a for a in config.arms if a not in WITHOUT_LEVELS_NIGHTS), config.arms[0])
     checks.one_of("arm", name, config.arms)
     learners = learners_of(config)

@@ -34,7 +34,7 @@ from sleeplm.bench.spreading import check_mesh, check_processes
 from sleeplm.bench.sweep import check_sweep
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
-from sleeplm.bench.worlds import has_passages
+from sleeplm.bench.worlds import check_text, has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.formats import MARKS
@@ -184,12 +184,9 @@ class RetentionConfig:
         parts = ("model", "pretrain", "day", "sleep", "dream", "schedule", "baselines", "mesh")
         for name in parts:
             getattr(self, name).check(name)  # what follows may count on them
-        check_sweep(self)
+        self.check_learners()
         if self.sleep.judge == "minilm" or self.score_judge:
             minilm_folder()
-        checks.positive_integer("seeds", self.seeds)
-        for name in ("seed", "world_seed"):
-            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
         counts = ("statements", "questions", "keep", "exam_pretrain", "pretrain_people")
         for name in (*counts, "general_tokens"):
             checks.positive_integer(name, getattr(self, name))
@@ -203,12 +200,8 @@ class RetentionConfig:
         for name in (*told, "exam_per_day", "text_lines", "days", "night_facts", "answer_tokens"):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 0)
-        checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
         for kind in self.formats:
             checks.one_of("formats", kind, tuple(MARKS))
-        for arm in self.arms:
-            checks.one_of("arms", arm, tuple(ARMS))
-        checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
         checks.at_least("save_seconds", self.save_seconds, 0)
         longest = max(self.day.length, self.pretrain.length, self.sleep.length)
         checks.at_least("model.max_len", self.model.max_len, longest)
@@ -217,6 +210,7 @@ class RetentionConfig:
         remedy = "only a published model has a chat template: name one as backbone"
         checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
         check_backbone(self)
+        check_text("general", self.general)
         days = check_world(self)
         for name, usual in {"ask": ASK, "answer_tokens": 0, "score_judge": False}.items():
             remedy = "only answers about passages are free text: leave it out"
@@ -236,6 +230,17 @@ class RetentionConfig:
         if not set(DREAMING).isdisjoint(self.arms):
             check_dreaming(self)
         check_mesh(self)
+
+    def check_learners(self) -> None:
+        """Checks which learners there are: their settings, seeds and arms. No file is needed."""
+        check_sweep(self)
+        checks.positive_integer("seeds", self.seeds)
+        for name in ("seed", "world_seed"):
+            checks.in_range(name, getattr(self, name), 0, LARGEST_SEED - self.seeds + 1)
+        checks.require(len(self.arms) > 0, "arms", self.arms, f"name some of {', '.join(ARMS)}")
+        for arm in self.arms:
+            checks.one_of("arms", arm, tuple(ARMS))
+        checks.require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name each once")
 
     def run(self, run: Run) -> dict[str, Any]:
         """Runs the job in a run directory and returns the report: that of the first process."""
@@ -307,7 +312,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         for arm in arms.values():
             if arm.dream is not None:
                 check_material(materials, arm.dream, style_of(config))
-    run.claim()
+        general, scores = general_of(config, materials), text_scores(config, materials)
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
     world = materials[0].curriculum
@@ -321,15 +326,15 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
             run.say(f"warning: {line}")
     backbone = Model(backbone_config(config.model))
     params = pretrained(run, backbone, seeds, materials[: len(seeds)], mesh)
+    run.claim()  # here at the latest: everything that is somebody's has been read
     if times > 1:
         params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": put(slots, mesh)}
-    scores = text_scores(config, materials)
     ask = grade(backbone, said=scores is not None)
     start = jax.device_get(ask_each(ask, mesh)(newborn, put(paper, mesh)))
     start = start if scores is None else scores(start)
-    if (general := general_of(config, materials)) is not None:
+    if general is not None:
         read = ask_each(general_loss(backbone), mesh)
         start["general"] = jax.device_get(read(newborn, put(general, mesh)))
     run.say(

@@ -72,12 +72,22 @@ def check_world(config: Any) -> int:
         remedy = "only worlds of labelled texts read it: leave it empty"
         checks.require(not config.text, "text", config.text, remedy)
         return len(world_of(config).days)
-    _check_text(config)
+    check_text("text", config.text)
     if kind in PASSAGES:
         return _check_passages(config)
     if kind == "labels":
         return len(_labelled(config).days)
     return _first_days(config, range(TASK_DAYS[kind]), place).stop
+
+
+def check_text(field: str, path: str) -> None:
+    """Checks that a file of plain text is there, if one is named; it is not read for it.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    there = not path or pathlib.Path(path).expanduser().is_file()
+    checks.require(there, field, path, "cannot be read: name a text file")
 
 
 def curriculum_of(config: Any) -> Curriculum:
@@ -267,8 +277,3 @@ def _pieces(config: Any) -> list[Document]:
 
     words = max(config.pretrain.length // 2, 1)
     return read_pieces(config.text, config.text_lines, words, config.world_seed)
-
-
-def _check_text(config: Any) -> None:
-    if config.text and not pathlib.Path(config.text).expanduser().is_file():
-        raise ConfigError("text", config.text, "cannot be read: name a text file")

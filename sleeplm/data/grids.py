@@ -83,24 +83,6 @@ def pair_tokens(pair: Pair) -> list[int]:
     return question_tokens(pair.input) + answer_tokens(pair.output)
 
 
-def read_grid(tokens: Sequence[int]) -> Grid | None:
-    """The grid whose :func:`answer_tokens` these are; None if they are none's."""
-    if not tokens or tokens[-1] != EOS:
-        return None
-    rows: list[tuple[int, ...]] = []
-    row: list[int] = []
-    for token in tokens[:-1]:
-        if token == ROW:
-            rows.append(tuple(row))
-            row = []
-        elif COLOUR <= token < COLOUR + COLOURS:
-            row.append(int(token) - COLOUR)
-        else:
-            return None
-    same = rows and rows[0] and all(len(r) == len(rows[0]) for r in rows)
-    return tuple(rows) if same and not row else None
-
-
 @dataclasses.dataclass(frozen=True)
 class GridTokenizer(SpecialTokens):
     """One token a word of :data:`WORDS`, words apart by spaces; nothing to train.

@@ -90,20 +90,3 @@ def diversity(memory: Memory) -> Metrics:
         there = there + mine.any(1).sum()
         used = used + ((memory.weights * mine).sum(1) > 0).sum()
     return {"unique": (used, there)}
-
-
-def weighted_sum(*terms: tuple[Array | float, Objective]) -> Objective:
-    """sum_i c_i * objective_i on one memory; the first objective's weight divides them all."""
-
-    def objective(variables: Variables, memory: Memory):
-        total: Array | float = 0.0
-        weight: Array | None = None
-        aux: Metrics = {}
-        for coefficient, term in terms:
-            loss, w, more = term(variables, memory)
-            total = total + coefficient * loss
-            weight = w if weight is None else weight
-            aux |= more
-        return total, weight, aux
-
-    return objective

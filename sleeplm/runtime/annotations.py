@@ -84,9 +84,9 @@ def describe(annotation: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (list, tuple):
-        kinds = list(dict.fromkeys(describe(a) for a in arguments if a is not Ellipsis))
-        example = "(1, 2)" if origin is tuple else "[1, 2]"
-        return f"a {origin.__name__} such as {example}, each element {' / '.join(kinds)}"
+        inner = [a for a in arguments if a is not Ellipsis]
+        kinds = " / ".join(dict.fromkeys(map(describe, inner)))
+        return f"a {origin.__name__}{_example(origin, inner)}, each element {kinds}"
     if origin is dict:
         return f"a dict such as {{'name': ...}}, each value {describe(arguments[-1])}"
     if isinstance(annotation, enum.EnumMeta):
@@ -94,6 +94,14 @@ def describe(annotation: Any) -> str:
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return f"a {annotation.__name__}, whose fields are set one by one"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _example(origin: type, inner: list[Any]) -> str:
+    """`` such as [1, 2]``; nothing for lists of records, which are not written so."""
+    if any(_is_record(kind) for kind in inner):
+        return ""
+    words = any(kind is str or typing.get_origin(kind) is typing.Literal for kind in inner)
+    return f" such as {origin(('a', 'b') if words else (1, 2))}"
 
 
 def _parsed_type(annotation: Any) -> Any:

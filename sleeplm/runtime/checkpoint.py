@@ -65,7 +65,6 @@ class Checkpoints:
       directory: where checkpoints are kept; made if missing. Half-written saves of an earlier,
         killed process are removed.
       keep: how many of the newest checkpoints are kept.
-      keep_every: also keep every checkpoint whose step is a multiple of this.
       asynchronous: whether :meth:`save` returns while the files are still being written.
       warn: receives one line for every damaged checkpoint that is passed over.
 
@@ -78,28 +77,21 @@ class Checkpoints:
         self,
         directory: str | os.PathLike[str],
         keep: int = 3,
-        keep_every: int | None = None,
         asynchronous: bool = True,
         warn: Callable[[str], object] = warnings.warn,
     ):
         positive_integer("checkpoint.keep", keep)
-        if keep_every is not None:
-            positive_integer("checkpoint.keep_every", keep_every)
         self.directory = epath.Path(directory).absolute()
         if self.directory.is_file():
             raise CheckpointError(f"{self.directory}: cannot be used: it is a file")
         self._asynchronous, self._warn = asynchronous, warn
         self._writing = -1
-        preserve = ocp.training.preservation_policies
-        policies = [preserve.LatestN(keep)]
-        if keep_every is not None:
-            policies.append(preserve.EveryNSteps(keep_every))
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 # A plain function: orbax copies its options deeply, and with a method its object.
                 context=_context(lambda: self._seal()),
-                preservation_policy=preserve.AnyPreservationPolicy(policies),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
             )
         except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import enum
 import hashlib
+import inspect
 import json
 import pathlib
 import sys
@@ -39,6 +40,7 @@ from sleeplm.runtime.annotations import (
 )
 
 PREFIX = "--config."
+ABSENT = object()
 MAKE, MAKE_QUICK = "get_config", "get_quick_config"
 
 
@@ -66,15 +68,18 @@ def load_config(path: str, overrides: list[str], quick: bool = False) -> Any:
     return config
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, outermost: bool = True) -> None:
     """Checks types and values of a configuration and everything nested in it.
+
+    Args:
+      outermost: also by the configuration's own ``check``, which may look for files and data.
 
     Raises:
       ConfigError: the first setting that cannot work.
     """
     _check_types(config)
     for field, node in _nodes(config, ""):
-        if callable(getattr(node, "check", None)):
+        if callable(getattr(node, "check", None)) and (field or outermost):
             node.check(field)
 
 
@@ -94,9 +99,24 @@ def digest_of(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def render(config: Any) -> str:
-    """The configuration as text to read: one ``field: value`` a line, indented by nesting."""
-    return "\n".join(_render(to_dict(config), 0)) + "\n"
+def differing_fields(then: Any, now: Any, field: str = "") -> list[tuple[str, str, str]]:
+    """``(dotted path, then, now)`` of the plain values that two configurations differ in.
+
+    Args:
+      then, now: see :func:`to_dict`.
+
+    Returns:
+      In the order of ``now``; values as text of at most 60 letters, ``absent`` for none.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        pairs = [(part, then.get(part, ABSENT), now.get(part, ABSENT)) for part in {**now, **then}]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = list(zip(range(len(now)), then, now, strict=True))
+    elif repr(then) == repr(now):  # 1 is not 1.0, as in the digest
+        return []
+    else:
+        return [(field, _short(then), _short(now))]
+    return [one for part, a, b in pairs for one in differing_fields(a, b, _child(field, part))]
 
 
 def read_module(path: str) -> types.ModuleType:
@@ -130,6 +150,9 @@ def _get_config(path: str, maker: str) -> Any:
     make = getattr(module, maker, None)
     if not callable(make):
         raise ConfigError("config", str(path), f"must define {maker}()")
+    if argument and not inspect.signature(make).parameters:
+        remedy = f"{maker}() takes no argument: leave out :{argument}"
+        raise ConfigError("config", str(path), remedy)
     try:
         config = make(argument) if argument else make()
     except SleepError:
@@ -284,21 +307,9 @@ def _plain(value: Any) -> Any:
     return repr(value) if not hasattr(value, "tolist") else value.tolist()
 
 
-def _render(value: Any, depth: int) -> list[str]:
-    lines = []
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, entry in pairs:
-        head = "  " * depth + (f"{name}:" if isinstance(value, dict) else "-")
-        nested = isinstance(entry, dict) or (isinstance(entry, list) and _has_dict(entry))
-        if nested and entry:
-            lines += [head, *_render(entry, depth + 1)]
-        else:
-            lines.append(f"{head} {json.dumps(entry, ensure_ascii=False)}")
-    return lines
-
-
-def _has_dict(entries: list[Any]) -> bool:
-    return any(isinstance(entry, dict) for entry in entries)
+def _short(value: Any) -> str:
+    text = "absent" if value is ABSENT else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _line(error: BaseException) -> str:

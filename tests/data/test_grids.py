@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.data import grids
-from sleeplm.data.grids import GridTokenizer, Pair, answer_tokens, grid_of, pair_tokens, read_grid
-
-GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
-    lambda size: st.lists(
-        st.lists(st.integers(0, 9), min_size=size[1], max_size=size[1]),
-        min_size=size[0],
-        max_size=size[0],
-    )
-)
-
-
-@given(GRIDS)
-def test_an_answer_is_read_back_as_the_grid_it_was(rows):
-    assert read_grid(answer_tokens(grid_of(rows))) == grid_of(rows)
+from sleeplm.data.grids import GridTokenizer, Pair, grid_of, pair_tokens
 
 
 def test_a_grid_of_numpy_is_one_of_plain_integers():
     grid = grid_of(np.array([[1, 2], [3, 4]]))
     assert grid == ((1, 2), (3, 4))
     assert all(type(colour) is int for row in grid for colour in row)
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["", "1 2 /", "1 2 / 3 / <eos>", "1 2 <eos>", "1 in / <eos>", "<eos>", "/ <eos>"],
-    ids=[
-        "nothing",
-        "no end",
-        "ragged",
-        "a row without its end",
-        "a mark",
-        "no row",
-        "an empty row",
-    ],
-)
-def test_what_is_no_grid_is_read_as_none(words):
-    assert read_grid([grids.WORDS.index(word) for word in words.split()]) is None
 
 
 def test_a_pair_reads_as_it_is_documented():

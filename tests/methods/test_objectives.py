@@ -10,7 +10,7 @@ import pytest
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import forward_kl
 from sleeplm.methods.extract import wake_batch
-from sleeplm.methods.objectives import language_model, seeding, weighted_sum
+from sleeplm.methods.objectives import language_model, seeding
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,6 @@ def test_the_task_loss_is_the_cross_entropy_of_every_next_token_of_a_document(to
     same = (memory.segments[:, 1:] == memory.segments[:, :-1]) & (memory.segments[:, 1:] > 0)
     np.testing.assert_allclose(loss, -jnp.sum(targets * same), rtol=1e-5)
     assert weight == same.sum()
-
-
-def test_a_weighted_sum_adds_losses_and_keeps_the_weight_of_the_first(told):
-    model, variables, memory = told
-    task = language_model(model, chunk=4)
-    loss, weight, _ = task(variables, memory)
-    both = weighted_sum((0.5, task), (2.0, task))(variables, memory)
-    np.testing.assert_allclose(both[0], 2.5 * loss, rtol=1e-6)
-    assert both[1] == weight
 
 
 def test_seeding_refuses_a_memory_without_a_teacher(told):

@@ -14,6 +14,7 @@ from jax._src import compiler
 
 from sleeplm import cli
 from sleeplm.core.errors import ConfigError
+from sleeplm.runtime.config import load_config, to_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "experiments" / "retention.py")
@@ -83,6 +84,7 @@ SETTINGS = [
     (["pretrain.warmup=1200"], ["pretrain.warmup", "1200", "between 0 and 1199"]),
     (["arms=['sleep','sleep']"], ["arms", "once"]),
     (["arms=['nap']"], ["arms", "'nap'", "wake_only"]),
+    (["arms=sleep"], ["arms", "'sleep'", "a list such as ['a', 'b'], each element text"]),
     (["arms=[]"], ["arms", "[]", "name some of sleep,", "wake_only"]),
     (["arms=['wake_only','inca']"], ["arms", "'inca'", "labelled world", "'atlas'"]),
     (["seed=-1"], ["seed", "-1", "between 0 and"]),
@@ -91,6 +93,7 @@ SETTINGS = [
     (["keep=0"], ["keep", "0", "at least 1"]),
     (["day.length=20"], ["day.length", "20", "longest text"]),
     (["pretrain.length=20"], ["pretrain.length", "20", "longest text"]),
+    (["general=none.txt"], ["general", "'none.txt'", "name a text file"]),
     # many learners, and when they sleep
     (["seeds=0"], ["seeds", "0", "at least 1"]),
     (["seed=2147483647", "seeds=2"], ["seed", "2147483647", "between 0 and 2147483646"]),
@@ -139,6 +142,8 @@ SETTINGS = [
     (["sleep.learning_rat=1"], ["sleep.learning_rat", "did you mean learning_rate?"]),
     (["model.levels[2].night=30"], ["model.levels[2]", "has [0, 1]"]),
     (["sleep=5"], ["sleep", "5"]),
+    (["day_sizes=5"], ["day_sizes", "5", "a list such as [1, 2], each element an integer"]),
+    (["model.levels=5"], ["model.levels", "5", "a list, each element a LevelConfig"]),
     (["days"], ["days", "has no value"]),
 ]
 
@@ -180,6 +185,15 @@ def test_a_bad_setting_is_named_with_its_value_and_what_would_be_right(refuse, o
         assert word in line
 
 
+def test_general_text_that_cannot_be_used_is_refused_before_a_backbone_is_pretrained(
+    refuse, tmp_path
+):
+    for content, words in ((b"too short", "a row needs 63"), (b"\xff", "is not UTF-8")):
+        (tmp_path / "short.txt").write_bytes(content)
+        line = refuse("run", EXPERIMENT, "--workdir", "w", "--config.general=short.txt")
+        assert "short.txt" in line and words in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -191,6 +205,13 @@ def test_a_bad_setting_is_named_with_its_value_and_what_would_be_right(refuse, o
         (["report", "w", "--config.days=6"], ["--config.days=6", "sleeplm report --help"]),
         (["export", "w", "--out=o", "--nigth=2"], ["--nigth=2", "did you mean --night?"]),
         (["export", "w"], ["--out", "sleeplm export --help"]),
+        (["report", "w", "--agianst", "sleep"], ["--agianst", "did you mean --against?"]),
+        (["report", "w", "--resum"], ["'--resum': unknown; see sleeplm report --help"]),
+        (["run", EXPERIMENT, "--ou=w"], ["--ou=w", "did you mean --config.ou=w?"]),
+        (["plan", "p.py", "--topology=v5e:4x4", "--jsn=f"], ["did you mean --json?"]),
+        (["run", "--config.days", "2", EXPERIMENT], ["--config.days 2", "write --config.days=2"]),
+        (["run", "--config.days", EXPERIMENT], ["--config.days", "write --config.days=VALUE"]),
+        (["import-memories", "w", "--base=b"], ["out", "--out DIR"]),
         (["import-memories", "w", "--out=o"], ["--base", "--into"]),
         (["run"], ["config", "sleeplm run --help"]),
         (["rnu", EXPERIMENT], ["rnu", "run", "report"]),
@@ -253,6 +274,12 @@ def test_a_workdir_that_may_not_be_written_is_refused(refuse, tmp_path, monkeypa
     assert "workdir" in line and "may not write" in line
 
 
+def test_tensorboard_is_asked_for_where_it_is_installed(refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    line = refuse("run", EXPERIMENT, "--workdir", "w", "--tensorboard")
+    assert "tensorboard" in line and "pip install 'sleeplm[tensorboard]'" in line
+
+
 def test_a_file_system_that_fails_is_one_line_too(refuse, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "runs/w")
@@ -264,16 +291,38 @@ def test_a_file_system_that_fails_is_one_line_too(refuse, monkeypatch):
 def test_a_directory_with_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     refuse, tmp_path
 ):
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "config.json").write_text(json.dumps({"digest": "of another", "config": {}}))
+    saved, config = tmp_path / "w" / "config.json", to_dict(load_config(EXPERIMENT, []))
+    saved.parent.mkdir()
+    theirs = config | {"seed": 5, "cache": "elsewhere", "sleep": config["sleep"] | {"updates": 9}}
+    saved.write_text(json.dumps({"digest": "of another", "config": theirs}))
     line = refuse("run", EXPERIMENT, "--workdir", "w")
     assert "holds a run" in line and "--resume" in line
     line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
     assert "another configuration" in line and "--workdir" in line
-    for text in ("{", "[]", "5", '{"config": {}}', "\x00"):
-        (tmp_path / "w" / "config.json").write_text(text)
+    assert "seed is 5 there and 0 here" in line and "sleep.updates is 9 there and 240" in line
+    assert "cache" not in line and "more" not in line  # where the cache is changes nothing
+    saved.write_text(json.dumps({"digest": "of another", "config": {"seed": 0}}))
+    line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
+    assert "world is absent there and 'atlas' here" in line and "more differ" in line
+    for text in ("{", "[]", "5", '{"config": {}}', '{"digest": "d", "config": 5}', "\x00"):
+        saved.write_text(text)
         line = refuse("run", EXPERIMENT, "--workdir", "w", "--resume")
         assert "config.json" in line and "--workdir" in line
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "results.json", "report.md"])
+def test_what_another_program_has_left_is_not_taken_for_a_run(refuse, tmp_path, name, resume):
+    (tmp_path / "epoch-1.ckpt").write_text("weights")
+    if name == "checkpoints":
+        (tmp_path / name / "theirs").mkdir(parents=True)
+        (tmp_path / name / "theirs" / "weights").write_text("theirs")
+    else:
+        (tmp_path / name).write_text("theirs")
+    line = refuse("run", EXPERIMENT, "--workdir", ".", *resume)
+    assert f"has no config.json of a run, which would replace its {name}: name another" in line
+    kept = tmp_path / name / "theirs" / "weights" if name == "checkpoints" else tmp_path / name
+    assert kept.read_text() == "theirs"
 
 
 GOOD = {"matrix": [[1.0]], "awake": [1.0], "pretrain": [1.0], "pretrain_start": 1.0}

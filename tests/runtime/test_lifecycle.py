@@ -18,6 +18,7 @@ from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import Chronicle, Moment, Stopped, StopRequest, live, require_same
 from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
 from sleeplm.runtime.run import Run, Stage
+from sleeplm.runtime.workdir import WRITTEN
 
 # --- the loop ------------------------------------------------------------------------------------
 
@@ -248,3 +249,27 @@ def test_the_configuration_of_a_run_is_kept_beside_it(tmp_path):
     saved = json.loads((tmp_path / "r" / "config.json").read_text())
     assert saved == {"digest": run.digest, "config": {"keep": 3, "save_seconds": 0.0}}
     assert [p.name for p in pathlib.Path(tmp_path / "r").iterdir()] == ["config.json"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(*_):
+    raise Killed
+
+
+def test_a_run_that_was_killed_before_its_configuration_was_whole_begins_anew(tmp_path):
+    place = tmp_path / "r"
+    run = Run(place, Settings(), quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pathlib.Path, "replace", killed)
+        with pytest.raises(Killed):
+            run.claim()
+    assert [path.name for path in place.iterdir()] == ["config.partial"]
+    (place / "notes.txt").write_text("mine")  # what no run writes may be there
+    again = Run(place, Settings(), quiet=True)
+    again.stage(Stage("a", lambda: jnp.int32(0), Counting(1).agenda, None))
+    assert (place / "notes.txt").read_text() == "mine"
+    names = {path.name for path in place.iterdir()} - {"config.json", "notes.txt"}
+    assert names <= set(WRITTEN) and not (place / "config.partial").exists()

@@ -82,16 +82,6 @@ def test_a_file_shorter_than_its_checkpoint_says_is_refused(tmp_path):
         MetricsLog(tmp_path / "m.jsonl", position=10)
 
 
-def test_scalars_go_to_tensorboard_when_asked(tmp_path):
-    pytest.importorskip("tensorboardX", reason="tensorboardX is optional")
-    with MetricsLog(tmp_path / "m.jsonl", tensorboard=tmp_path / "board") as log:
-        log.write({"step": 1, "loss": 0.5, "name": "wake", "bad": math.nan})
-    (events,) = (tmp_path / "board").iterdir()
-    content = events.read_bytes()
-    assert b"loss" in content
-    assert b"bad" not in content
-
-
 class Clock:
     def __init__(self):
         self.now = 0.0
