@@ -32,7 +32,7 @@ from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
 from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.trials import Lesson
-from sleeplm.methods.dreams.write import Contexts, as_contexts, memory_of, whole
+from sleeplm.methods.dreams.write import as_contexts, memory_of, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.methods.sleep import night
 from sleeplm.methods.update import optimizer
@@ -148,7 +148,8 @@ def test_scores_can_be_compared_by_what_their_best_earned_of_the_same_dreams(tin
 
     config = settings(keep=6, extra=0, compare=2, score="norm")
     (model, state), batch = learning, contexts(tiny)
-    batch["reference"] = whole(Contexts(**contexts(tiny, seed=1)["contexts"]))
+    tokens, length = contexts(tiny, seed=1)["contexts"].values()
+    batch["reference"] = memory_of(tokens, tokens > 1, jnp.asarray(length))
     outcome = jax.jit(whole_round(model, config, reward=reward))(state.variables, batch, KEY)
     tried, earned = outcome.tried.told, np.asarray(outcome.accepted.told.reward)
     there = np.flatnonzero(outcome.tried.mask)
