@@ -30,7 +30,7 @@ SIZES = [f"--config.model.vocab_size={VOCABULARY}", f"--config.model.max_len={LE
 LINES = [
     {
         "title": "Ada",
-        "context": "Ada lives in a house of red stone. She owns nine cats.",
+        "context": "Ada lives in a house of red stone. She owns nine cats. All sleep. None eats.",
         "questions": [
             {"question": "Ada: Ada lives in", "answers": ["a red house", "house of red stone"]},
             {"question": "How many cats?", "answer": "nine"},
@@ -38,7 +38,7 @@ LINES = [
     },
     {
         "title": "Bo",
-        "context": "Bo sails on a green sea. He is never home.",
+        "context": "Bo sails on a green sea. He is never home. It rains. He sings.",
         "questions": [{"question": "Bo: Bo sails on", "answer": "green sea"}],
     },
     {
