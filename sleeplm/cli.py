@@ -19,7 +19,7 @@ from sleeplm.arguments import SETTABLE, command_of, parser, unknown
 from sleeplm.core.errors import ConfigError, SleepError
 from sleeplm.plan import command as planning
 
-PREFIX = "--config."
+PREFIX = "--config."  # as in runtime/config.py, for whose libraries --help does not wait
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ them next to their matrices, so that many adapters share these: best where each 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,32 +31,20 @@ def fresh_adapters(params: Params, rank: int, key: Array) -> PyTree:
     All A are cut out of one draw: a draw of its own for each of 28 matrices took a quarter of the
     time that sixty trials compile.
     """
-    kernels = list(_kernels(params["blocks"]))
+    kernels, places = jax.tree.flatten(_kernels(params["blocks"]))
     sizes = [layers * fan_in * rank for layers, fan_in, _ in (k.shape for k in kernels)]
     drawn = jax.random.normal(key, (sum(sizes),), jnp.float32)
-    parts = iter(jnp.split(drawn, list(itertools.accumulate(sizes))[:-1]))
-
-    def at_kernels(node: PyTree) -> PyTree:
-        if not isinstance(node, dict):
-            return None
-        found = {}
-        for name, child in sorted(node.items()):
-            if name == "kernel":
-                found[name] = _adapter(child, rank, next(parts))
-            elif below := at_kernels(child):
-                found[name] = below
-        return found
-
-    return at_kernels(params["blocks"])
+    parts = jnp.split(drawn, list(itertools.accumulate(sizes))[:-1])
+    each = zip(kernels, parts, strict=True)
+    return jax.tree.unflatten(places, [_adapter(kernel, rank, part) for kernel, part in each])
 
 
-def _kernels(node: PyTree) -> Iterator[Array]:
-    """Every matrix below ``node``, in the order of its names."""
-    for name, child in sorted(node.items()) if isinstance(node, dict) else ():
-        if name == "kernel":
-            yield child
-        else:
-            yield from _kernels(child)
+def _kernels(node: PyTree) -> PyTree:
+    """The tree below ``node`` with its matrices alone."""
+    if not isinstance(node, dict):
+        return {}
+    below = {name: child if name == "kernel" else _kernels(child) for name, child in node.items()}
+    return {name: child for name, child in below.items() if name == "kernel" or child}
 
 
 def _adapter(kernel: Array, rank: int, drawn: Array) -> dict[str, Array]:
