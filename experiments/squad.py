@@ -30,7 +30,7 @@ from sleeplm.pretrained.published import SMOLLM2, find_backbone
 
 DAYS = 10  # of more passages than one
 ROW = 96  # tokens of a piece of a passage
-MAX_LEN = 160  # tokens of a question with its answer, or of a piece that is dreamt of
+MAX_LEN = 192  # tokens of a question with its answer, or of a piece and what is dreamt of it
 #: SEAL's words, without which models that chat answer in whole sentences.
 ASK = "Let's answer a question directly and concisely.\nQuestion: {q}\nAnswer:"
 #: For SmolLM2, which answers these words in sentences, and mostly about something else: it is
@@ -56,8 +56,8 @@ def get_config(argument: str = "1") -> RetentionConfig:
     found = find_backbone(backbone or SMOLLM2, max_len=MAX_LEN)
     tokenizer = found.read_tokenizer()
     small = (backbone or SMOLLM2) == SMOLLM2
-    chat = tokenizer.chat_template is not None and not small
-    ends = tokenizer.end_of_text if chat else found.config.eos
+    talks = tokenizer.chat_template is not None
+    ends = tokenizer.end_of_text if talks else found.config.eos
     model = cheap(
         dataclasses.replace(found.config, eos=int(eos or ends), scan_layers=True),
         day=12,
@@ -73,9 +73,10 @@ def get_config(argument: str = "1") -> RetentionConfig:
     dream = DreamConfig(
         dreams=5 * passages,
         context_tokens=ROW + 32,  # and what asks for the dream
-        new_tokens=32,
+        new_tokens=48,
+        temperature=0.5,
         contexts=5 * passages,
-        formats=["implication"],
+        formats=["implication", "rewrite"],
         alone=True,
         keep=5 * passages,
         extra=0,
@@ -101,7 +102,8 @@ def get_config(argument: str = "1") -> RetentionConfig:
         ask=SHOTS if small else ASK,
         answer_tokens=32,
         backbone=backbone or SMOLLM2,
-        chat=chat,
+        chat=talks and not small,
+        dream_chat=talks,
         general_tokens=2048,
         seeds=8 if days == 1 else 1,
         arms=["wake_only", "lora_sequential", "sleep"],

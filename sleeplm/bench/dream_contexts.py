@@ -31,7 +31,7 @@ def style_of(config: Any) -> Style:
     """How the backbone of a run is asked for formats."""
     if not config.backbone:
         return SHOWN
-    return CHATTING if config.chat else ASKED
+    return CHATTING if config.chat or config.dream_chat else ASKED
 
 
 def check_material(materials: Iterable[Material], config: DreamConfig, style: Style) -> None:
@@ -137,7 +137,7 @@ def written_from(
             if (j := next(others, None)) is None:
                 continue
             text = f"{documents[j].text} {text}"
-        row = _asking(material.tokenizer, text, style.words[kind], style.chat)
+        row = _asking(material.asker, text, style.words[kind], style.chat)
         if len(row) <= config.context_tokens:
             yield i, row
 

@@ -74,7 +74,7 @@ class DreamMaterial:
                 batch["contexts"] = plain(hold_back(Contexts(**whole), config.hold)[0])
         else:
             batch = in_formats(material, day, left, config, self.style)
-            if end := material.tokenizer.turns.end:
+            if end := material.asker.turns.end:
                 batch["stop"] = np.int32(end[-1])
         if config.reward == "questions":
             batch["questions"] = self._questions(e, day, asked)

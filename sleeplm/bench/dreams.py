@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import optax
 
 from sleeplm.bench.presets import bench
+from sleeplm.bench.turns import in_turns
 from sleeplm.core import tree
 from sleeplm.core.types import Array, Memory, Variables
 from sleeplm.methods.dreams.trials import attempt, attempts, begin
@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.trials} trials of {options.length} tokens, {options.steps} steps, rank "
         f"{options.rank}"
     )
-    first, median = in_turns(ways(model, variables, memory, keys, **how), options.rounds)
-    for name in first:
+    times = in_turns(ways(model, variables, memory, keys, **how), options.rounds)
+    batch = times["one batch"]
+    for name, own in times.items():
         print(
-            f"  {name:34} {median[name]:8.3f} s, {median[name] / median['one batch']:.2f} x; "
-            f"with compilation {first[name]:.3f} s, {first[name] / first['one batch']:.2f} x"
+            f"  {name:34} {own.median:8.3f} s, {own.median / batch.median:.2f} x; "
+            f"with compilation {own.first:.3f} s, {own.first / batch.first:.2f} x"
         )
     kept, beside = bytes_of_one_more(model, variables, memory, keys, **how)
     whole_model = tree.nbytes(variables["params"])
@@ -95,20 +96,6 @@ def ways(
             one(variables, row, key) for row, key in zip(each, keys, strict=True)
         ],
     }
-
-
-def in_turns(
-    ways: dict[str, Callable[[], Any]], rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each way's first turn, which compiles, and the median of ``rounds`` others."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
-    first = {name: times[0] for name, times in seconds.items()}
-    return first, {name: float(np.median(times[1:])) for name, times in seconds.items()}
 
 
 def bytes_of_one_more(

@@ -9,8 +9,8 @@ the same.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.bench.presets import bench, night
+from sleeplm.bench.turns import in_turns
 from sleeplm.core.types import Array, State
 from sleeplm.data.atlas import atlas
 from sleeplm.data.facts import statements
@@ -55,16 +56,28 @@ def main(width: int = 0) -> None:
         "exact": exact_match_judge(eos=2),
         "minilm": semantic_judge(encoder, tokenizer.decode_batch),
     }
-    print(f"D = {config.model.d_model}: {rows.size} continuations an extraction")
+    print(
+        f"{jax.devices()[0].device_kind}, D = {config.model.d_model}: {rows.size} continuations an "
+        "extraction"
+    )
     ways = {name: _extraction(model, config.sleep, batch, judges[name]) for name in judges}
+    alone, host = _alone(encoder, judges["minilm"], tokenizer.decode_batch, rows.size, config)
     for title, temperature in (("all texts differ", 1.0), ("all texts agree", 0.0)):
-        seconds = interleaved(ways, state, temperature)
-        exact, ours = (float(np.median(seconds[name])) for name in judges)
+        times = in_turns(
+            {name: _turns(run, state, temperature) for name, run in ways.items()}, ROUNDS
+        )
+        exact, ours = (times[name].median for name in judges)
         print(
             f"{title}: exact {exact:.3f} s, minilm {ours:.3f} s (medians of {ROUNDS}): "
-            f"{ours / exact:.2f} times"
+            f"{ours / exact:.2f} times, {1e3 * (ours - exact):.1f} ms more"
         )
-    _alone(encoder, judges["minilm"], tokenizer.decode_batch, rows.size, config)
+        if temperature:
+            compiled = (f"{name} {own.first:.1f} s" for name, own in times.items())
+            print(f"  compiled and run: {', '.join(compiled)}")
+    print(
+        f"the judge alone, all texts different: {1e3 * alone:.1f} ms, of which texts and word "
+        f"pieces on the host {1e3 * host:.1f} ms"
+    )
 
 
 def _extraction(model: Model, sleep: Any, batch: Any, judge: Judge) -> Callable:
@@ -81,46 +94,30 @@ def _extraction(model: Model, sleep: Any, batch: Any, judge: Judge) -> Callable:
     return lambda state, *rest: compiled(state, batch, *rest)
 
 
-def interleaved(
-    ways: dict[str, Callable], state: State, temperature: float
-) -> dict[str, list[float]]:
-    """Seconds of every way, turn by turn; the first turn compiles and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(ROUNDS + 1):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run(state, jax.random.key(turn), temperature))
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-            elif temperature:
-                print(f"  {name}: compiled and run in {time.perf_counter() - began:.1f} s")
-    return seconds
+def _turns(run: Callable, state: State, temperature: float) -> Callable[[], Any]:
+    """The same with other keys at every turn: tokenizers remember words that they have met."""
+    keys = map(jax.random.key, itertools.count())
+    return lambda: run(state, next(keys), temperature)
 
 
 def _alone(
     encoder: SentenceEncoder, judge: Judge, decode: Callable, rows: int, config: Any
-) -> None:
-    """The judge on random rows, eight for each reference, and the part of it on the host."""
+) -> tuple[float, float]:
+    """Seconds of the judge on random rows, eight for each reference; of its part on the host."""
     random, length = np.random.default_rng(0), config.sleep.length
     shape = (rows // config.sleep.group, length)
     told = np.repeat(random.integers(3, config.model.vocab_size, shape), config.sleep.group, 0)
     own = random.integers(3, config.model.vocab_size, (rows, length))
     mask = np.ones((rows, length), bool)
     run = jax.jit(lambda judge, *x: judge({}, *x))
-    whole, host = [], []
-    for turn in range(ROUNDS + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(run(judge, own, mask, told, mask))
-        whole.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        encoder.pieces(decode([*own.tolist(), *told[:: config.sleep.group].tolist()]))
-        host.append(time.perf_counter() - began)
-        if not turn:
-            whole, host = [], []
-    print(
-        f"the judge alone, all texts different: {np.median(whole):.3f} s, of which texts and word "
-        f"pieces on the host {np.median(host):.4f} s"
-    )
+    ways: dict[str, Callable[[], Any]] = {
+        "whole": lambda: run(judge, own, mask, told, mask),
+        "host": lambda: bool(
+            encoder.pieces(decode([*own.tolist(), *told[:: config.sleep.group].tolist()]))
+        ),
+    }
+    times = in_turns(ways, ROUNDS)
+    return times["whole"].median, times["host"].median
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Material:
 
     curriculum: Curriculum
     tokenizer: Any  # ours, or that of a published backbone
+    asker: Any  # the same, or with turns where dreams alone are asked for in a chat
     pretrain: list[list[int]]
     days: list[list[list[int]]]
 
@@ -72,9 +73,11 @@ def prepare(config: Any) -> Material:
         from sleeplm.data.passage_days import in_pieces
 
         curriculum = in_pieces(curriculum, tokenizer.encode_batch, rooms[1])
+    alone = config.dream_chat and not config.chat
     material = Material(
         curriculum=curriculum,
         tokenizer=tokenizer,
+        asker=tokenizer.in_turns(config.model.eos) if alone else tokenizer,
         pretrain=token_lists(tokenizer, curriculum.pretrain),
         days=[token_lists(tokenizer, documents) for documents in curriculum.days],
     )

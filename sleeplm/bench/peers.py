@@ -1,21 +1,23 @@
-"""An imported model against ``transformers`` on PyTorch, on this machine's CPU, in turns.
+"""An imported model against ``transformers`` on PyTorch, on this machine's CPU or GPU, in turns.
 
     python -m sleeplm.bench.peers            # decoding at batch 1 and 32, and a training step
     python -m sleeplm.bench.peers --rounds 5 --batches 1 8 32
     python -m sleeplm.bench.peers --llama-cpp         # decoding there too, with 4-bit weights
 
-Both run the same weights (SmolLM2 from its package, float32) on as many threads as the process may
-use cores, greedily, from prompts of 16 tokens. They take turns, so that whatever else runs here
-slows both alike; the first turn of each compiles or warms up and does not count. Needs PyTorch and
-transformers, which the package itself does not.
+Both run the same weights (SmolLM2 from its package) greedily, from prompts of 16 tokens: on the
+device that JAX takes, where PyTorch needs one of the same kind, and on a CPU on as many threads as
+the process may use cores. Products of matrices are of float32 in both (GPUs would round what JAX
+multiplies to fewer bits), or all is bfloat16 (``--dtype``). They take turns, so that whatever else
+runs here slows both alike; the first turn of each compiles or warms up and does not count. Needs
+PyTorch and transformers, which the package itself does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.bench.llama_cpp import decoder, llama_cpp
+from sleeplm.bench.turns import in_turns
+from sleeplm.core.checks import require
 from sleeplm.core.types import Array, Params, Variables
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.extract import wake_batch
@@ -48,25 +52,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rows", type=int, default=4, help="rows of 128 tokens of a training step")
     parser.add_argument("--llama-cpp", action="store_true", help="decode with llama.cpp too")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    with jax.default_matmul_precision("highest"):
+        compare(parser.parse_args(arguments))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints it, of the program's options."""
     found = find_backbone(SMOLLM2, max_len=128 + options.new)
-    model, params = Model(found.config), found.load(found.config)
+    config = dataclasses.replace(found.config, dtype=options.dtype, param_dtype=options.dtype)
+    model, params = Model(config), found.load(config)
     theirs = reference(model)
     variables = {"params": params, "slots": model.init_slots()}
     server = llama_cpp(PROMPT + options.new, max(options.batches)) if options.llama_cpp else None
     rng = np.random.default_rng(0)
-    print(f"{len(os.sched_getaffinity(0))} cores, medians of {options.rounds}")
+    print(
+        f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores, {options.dtype}, "
+        f"medians of {options.rounds}"
+    )
     for batch in options.batches:
         tokens = rng.integers(3, model.config.vocab_size, (batch, PROMPT))
         ways = decoders(model, variables, theirs, tokens, options.new)
         if server is not None:
             ways["llama.cpp, 4-bit weights"] = decoder(server, tokens, options.new)
-        seconds = in_turns(ways, options.rounds)
-        rates = {name: batch * options.new / s for name, s in seconds.items()}
+        times = in_turns(ways, options.rounds)
+        rates = {name: batch * options.new / own.median for name, own in times.items()}
         _tell(f"decode, batch {batch}", rates, "tokens/s")
     tokens = rng.integers(3, model.config.vocab_size, (options.rows, 128))
-    seconds = in_turns(steps(model, params, theirs, tokens), options.rounds)
-    rates = {name: tokens.size / s for name, s in seconds.items()}
+    times = in_turns(steps(model, params, theirs, tokens), options.rounds)
+    rates = {name: tokens.size / own.median for name, own in times.items()}
     _tell(f"gradient of a batch of {options.rows} x 128", rates, "tokens/s")
 
 
@@ -76,23 +90,12 @@ def _tell(what: str, rates: Mapping[str, float], unit: str) -> None:
         print(f"  {name:44} {rate:8.1f} {unit}, {rate / rates['transformers']:.2f} x")
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; all take turns, and the first turn does not count.
-
-    What a way returns is waited for.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
-
-
 def reference(model: Model) -> Any:
-    """The same model in PyTorch, from the same file."""
+    """The same model in PyTorch, from the same file, on a device of the kind that JAX takes.
+
+    Raises:
+      ConfigError: JAX computes on a GPU, and this PyTorch has none.
+    """
     import torch
     import transformers
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -103,7 +106,27 @@ def reference(model: Model) -> Any:
     path = str(smollm2_file())
     found = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)
     theirs.load_state_dict(found["tensors"], strict=False)  # the unembedding is tied
-    return theirs.eval()
+    return theirs.to(getattr(torch, model.config.dtype)).to(_their_device()).eval()
+
+
+def _their_device() -> str:
+    import torch
+
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return "cpu"
+    remedy = "PyTorch sees none; compare on the CPU: JAX_PLATFORMS=cpu"
+    require(platform == "gpu" and torch.cuda.is_available(), "device", platform, remedy)
+    return "cuda"
+
+
+def _done(found: Any) -> Any:
+    """PyTorch's result, computed: a GPU works on when Python goes on."""
+    if found.is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    return found
 
 
 def decoders(
@@ -116,11 +139,11 @@ def decoders(
     keys = jax.random.split(jax.random.key(0), len(tokens))
     write = functools.partial(generate, model, max_new=new, temperature=0.0, eos=-1)
     ours = jax.jit(lambda v, t: write(v, t, lengths, keys).tokens)
-    prompts = torch.tensor(tokens)
+    prompts = torch.tensor(tokens, device=theirs.device)
 
     def their_turn() -> Any:
         with torch.inference_mode():
-            return theirs.generate(
+            written = theirs.generate(
                 prompts,
                 attention_mask=torch.ones_like(prompts),
                 max_new_tokens=new,
@@ -128,6 +151,7 @@ def decoders(
                 do_sample=False,
                 pad_token_id=0,
             )
+        return _done(written)
 
     return {
         "sleeplm": lambda: ours(variables, jnp.asarray(tokens, jnp.int32)),
@@ -156,13 +180,13 @@ def steps(
     life = learner(grown, SleepConfig())
     state = jax.jit(lambda p: life.init(graft(grown, p, key), key))(params)
     awake = jax.jit(life.wake)
-    labels = torch.tensor(tokens)
+    labels = torch.tensor(tokens, device=theirs.device)
 
     def their_turn() -> Any:
         theirs.zero_grad(set_to_none=True)
         loss = theirs(labels, labels=labels, use_cache=False).loss
         loss.backward()
-        return loss.detach()
+        return _done(loss.detach())
 
     return {
         "sleeplm, all parameters": lambda: whole(params),

@@ -48,7 +48,7 @@ def check_backbone(config: Any) -> None:
     require_same_backbone(model, found, "model")
     checks.require(model.bos == found.bos, "model.bos", model.bos, f"must be {found.bos}")
     # A conversation's texts hold several turns: they end otherwise than a turn does.
-    if model.eos != found.eos and not config.chat:
+    if model.eos != found.eos and not (config.chat or config.dream_chat):
         tokenizer = published.read_tokenizer()
         ends = {*tokenizer.stops, *tokenizer.special.values()}
         remedy = f"must be {found.eos}, or the id of another special token"

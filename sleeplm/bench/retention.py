@@ -116,7 +116,8 @@ class RetentionConfig:
         or a Hugging Face folder, see :func:`~sleeplm.pretrained.published.find_backbone`. ``model``
         has its sizes, and what is "known" before the first day is what it makes of those facts.
       chat: questions and answers are turns of a conversation, as the backbone's chat template has
-        them; ``model.eos`` is then what ends a text, not what ends a turn.
+        them; ``model.eos`` is then what ends a text, not what ends a turn. dream_chat: dreams alone
+        are asked for in turns (with ``chat`` they are too).
       general: file of plain text (as ``text``) that every exam reads, to tell general ability from
         what the days were about; general_tokens: how much of its beginning.
       text: file of plain text to pretrain on beside the facts, for worlds of texts. text_lines:
@@ -157,6 +158,7 @@ class RetentionConfig:
     score_judge: bool = False
     backbone: str = ""
     chat: bool = False
+    dream_chat: bool = False
     general: str = ""
     general_tokens: int = 4096
     text: str = ""
@@ -208,7 +210,9 @@ class RetentionConfig:
         checks.at_least("model.vocab_size", self.model.vocab_size, byte_tokenizer().vocab_size)
         backbone_config(self.model)
         remedy = "only a published model has a chat template: name one as backbone"
-        checks.require(not self.chat or bool(self.backbone), "chat", self.chat, remedy)
+        for name in ("chat", "dream_chat"):
+            chats = getattr(self, name)
+            checks.require(not chats or bool(self.backbone), name, chats, remedy)
         check_backbone(self)
         check_text("general", self.general)
         days = check_world(self)

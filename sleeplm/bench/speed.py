@@ -6,8 +6,8 @@ after the other. Both programs take turns, so that whatever else runs here slows
 
 from __future__ import annotations
 
+import functools
 import sys
-import time
 from collections.abc import Callable
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.bench.presets import bench, night
+from sleeplm.bench.turns import in_turns
 from sleeplm.core.phase import Phase, repeat
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import PyTree, State
@@ -54,14 +55,8 @@ def compare(name: str, step: Callable, state: State, batch: PyTree) -> None:
         label: jax.jit(for_each(lambda s, b: step(s, b, jax.random.key(1)), batched))
         for label, batched in (("one batch", True), ("one by one", False))
     }
-    seconds: dict[str, list[float]] = {label: [] for label in ways}
-    for turn in range(ROUNDS + 1):  # the first compiles
-        for label, run in ways.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run(state, batch))
-            if turn:
-                seconds[label].append(time.perf_counter() - began)
-    batch_median, single_median = (float(np.median(times)) for times in seconds.values())
+    runs = {label: functools.partial(run, state, batch) for label, run in ways.items()}
+    batch_median, single_median = (times.median for times in in_turns(runs, ROUNDS).values())
     print(
         f"{name}: one batch {batch_median:.3f} s, one by one {single_median:.3f} s (medians of "
         f"{ROUNDS}): one by one takes {single_median / batch_median:.2f} of the time"

@@ -309,14 +309,17 @@ def test_an_implication_is_written_from_two_facts_of_one_subject(bench):
             assert pair[0] != pair[1] and pair[0].subject == pair[1].subject
 
 
-def test_backbones_that_chat_are_asked_in_a_turn_whose_end_ends_a_dream(bench):
+@pytest.mark.parametrize("setting", ["chat", "dream_chat"])
+def test_backbones_that_chat_are_asked_in_a_turn_whose_end_ends_a_dream(bench, setting):
     dream = dataclasses.replace(DREAM, formats=["rewrite", "free"], context_tokens=90)
-    published = dataclasses.replace(bench.config, backbone="smollm2", chat=True, dream=dream)
+    asked = {"backbone": "smollm2", setting: True}
+    published = dataclasses.replace(bench.config, dream=dream, **asked)
     turns = Turns(before=(7, 8), between=(9, 10, 11), end=(12, 13))
-    materials = [
-        dataclasses.replace(one, tokenizer=dataclasses.replace(one.tokenizer, turns=turns))
-        for one in bench.materials
-    ]
+    materials = []
+    for one in bench.materials:
+        asker = dataclasses.replace(one.tokenizer, turns=turns)
+        talks = {"tokenizer": asker} if setting == "chat" else {}
+        materials.append(dataclasses.replace(one, asker=asker, **talks))
     chatting = dataclasses.replace(bench, config=published, materials=materials)
     batch = DreamMaterial(chatting, dream)(0, 0)
     assert batch["stop"].tolist() == [13, 13]

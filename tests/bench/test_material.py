@@ -51,6 +51,7 @@ def config(**changes) -> SimpleNamespace:
         "exam_pretrain": 30,
         "exam_per_day": 0,
         "backbone": "",
+        "dream_chat": False,
         "text": "",
         "text_lines": 100,
         "data_dir": "",

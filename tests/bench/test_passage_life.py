@@ -24,7 +24,7 @@ from sleeplm.runtime.metrics import read_metrics
 
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments" / "squad.py"
-LENGTH, STEPS, VOCABULARY = 160, 40, 325
+LENGTH, STEPS, VOCABULARY = 192, 40, 325
 SIZES = [f"--config.model.vocab_size={VOCABULARY}", f"--config.model.max_len={LENGTH}"]
 #: Questions go on as a sentence does, so that a tiny model that has read it can answer.
 LINES = [

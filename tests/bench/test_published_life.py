@@ -168,9 +168,20 @@ def test_days_can_be_asked_in_chats(talkative, tokenizer):
         assert list(paper.answers[i][: len(answer)]) == answer
 
 
-def test_chats_need_a_published_model(talkative, tokenizer):
-    with pytest.raises(ConfigError, match="chat = True: .*name one as backbone"):
-        check(load_config(LIFE, settings(talkative, tokenizer, chat=True, backbone="")))
+def test_dreams_alone_can_be_asked_for_in_chats(talkative, tokenizer):
+    pytest.importorskip("jinja2")
+    config = load_config(LIFE, settings(talkative, tokenizer, dream_chat=True))
+    check(config)
+    material, plain = prepare(config), prepare(dataclasses.replace(config, dream_chat=False))
+    assert material.days == plain.days and not material.tokenizer.turns.end
+    assert not plain.asker.turns.end
+    assert material.asker.decode(material.asker.turns.between) == "/[assistant]"
+
+
+@pytest.mark.parametrize("name", ["chat", "dream_chat"])
+def test_chats_need_a_published_model(talkative, tokenizer, name):
+    with pytest.raises(ConfigError, match=f"{name} = True: .*name one as backbone"):
+        check(load_config(LIFE, settings(talkative, tokenizer, **{name: True}, backbone="")))
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,6 @@ from sleeplm.models.transformer import Model
 from sleeplm.pretrained.published import find_backbone
 
 
-def test_ways_take_turns_and_the_first_turn_does_not_count(monkeypatch):
-    clock, calls = [0.0], []
-    monkeypatch.setattr(peers.time, "perf_counter", lambda: clock[0])
-
-    def way(name, seconds):
-        durations = iter(seconds)
-
-        def run():
-            calls.append(name)
-            clock[0] += next(durations)
-
-        return run
-
-    found = peers.in_turns({"a": way("a", [100, 1, 3, 2]), "b": way("b", [50, 4, 4, 9])}, 3)
-    assert calls == ["a", "b"] * 4
-    assert found == {"a": 2.0, "b": 4.0}
-
-
 @pytest.fixture(scope="module")
 def both(reference):
     """A tiny model in JAX and in PyTorch."""
