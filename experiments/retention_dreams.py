@@ -16,6 +16,7 @@ What to expect is in docs/dreaming.md.
 
 from sleeplm.bench.presets import UNSEEN, bench, dreams, night
 from sleeplm.bench.retention import RetentionConfig
+from sleeplm.core.checks import require
 from sleeplm.methods.pretrain import PretrainConfig
 
 
@@ -26,6 +27,9 @@ def get_config(world: str = "atlas") -> RetentionConfig:
       world: of facts; or ``two_facts``: atlas, whose exams need two facts for an answer.
     """
     two = world == "two_facts"
+    known = world.partition(":")[0] in ("atlas", "biographies", "facts", "two_facts")
+    remedy = "must be two_facts or a world of facts: atlas, biographies, facts:FILE.jsonl"
+    require(known, "config", world, remedy)
     formats = ["question", "implication"] if two else ["question", "rewrite"]
     length = 96 if two else 64  # an implication stands behind two statements
     return bench(

@@ -195,7 +195,7 @@ def _report(options: argparse.Namespace) -> int:
 
     several = f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"
     out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
-    directory = pathlib.Path(out).expanduser()
+    directory = _folder(out)
     runs = [pathlib.Path(run).expanduser() for run in options.runs]
     defaults = dataclasses.asdict(RetentionConfig())
     report_runs(runs, directory, defaults=defaults, against=options.against)
@@ -208,7 +208,7 @@ def _export(options: argparse.Namespace) -> int:
 
     memories = export(
         options.run,
-        options.out,
+        _folder(options.out),
         arm=options.arm,
         learner=options.learner,
         nights=options.night,
@@ -234,12 +234,21 @@ def _import(options: argparse.Namespace) -> int:
         options.memories,
         base=options.base,
         into=options.into,
-        out=options.out,
+        out=_folder(options.out) if options.out else None,
         force=options.force,
         warn=_warn,
     )
     print(_about(memories, str(folder)))
     return 0
+
+
+def _folder(out: str) -> pathlib.Path:
+    """The folder that is to be written; that it can be is checked before the work."""
+    from sleeplm.runtime.workdir import check_folder
+
+    folder = pathlib.Path(out).expanduser()
+    check_folder("out", folder)
+    return folder
 
 
 def _warn(text: str) -> None:

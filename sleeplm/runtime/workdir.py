@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from sleeplm.core.checks import require
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.runtime.config import differing_fields
 
@@ -27,6 +28,19 @@ SHOWN = 3  # fields of another configuration that a message names
 def lasting(config: dict[str, Any]) -> dict[str, Any]:
     """The settings by which a run is known: all but :data:`HOUSEKEEPING`."""
     return {name: value for name, value in config.items() if name not in HOUSEKEEPING}
+
+
+def check_folder(field: str, directory: pathlib.Path) -> None:
+    """Checks that a folder can be written, or made: no part of its path is a file.
+
+    Raises:
+      ConfigError: it names the part.
+    """
+    whole = directory.absolute()
+    there = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
+    require(there.is_dir(), field, str(directory), f"{there} is not a directory")
+    writable = os.access(there, os.W_OK | os.X_OK)
+    require(writable, field, str(directory), f"may not write in {there}")
 
 
 def check_workdir(
@@ -57,12 +71,7 @@ def check_workdir(
     if foreign := [name for name in WRITTEN if os.path.lexists(directory / name)]:
         remedy = f"has no {CONFIG} of a run, which would replace its {', '.join(foreign)}"
         raise ConfigError("workdir", str(directory), f"{remedy}: name another")
-    parents = (directory, *directory.parents)
-    there = next(path for path in parents if os.path.lexists(path))
-    if not there.is_dir():
-        raise ConfigError("workdir", str(directory), f"{there} is not a directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError("workdir", str(directory), f"may not write in {there}")
+    check_folder("workdir", directory)
 
 
 def _check_same(saved: pathlib.Path, config: dict[str, Any], digest: str) -> None:

@@ -18,6 +18,7 @@ from sleeplm.runtime.config import load_config, to_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "experiments" / "retention.py")
+DREAMS = str(ROOT / "experiments" / "retention_dreams.py")
 
 #: Overrides of the retention experiment, and words that the line must hold: the field, the value,
 #: and what would be right.
@@ -213,6 +214,7 @@ def test_general_text_that_cannot_be_used_is_refused_before_a_backbone_is_pretra
         (["run", "--config.days", EXPERIMENT], ["--config.days", "write --config.days=VALUE"]),
         (["import-memories", "w", "--base=b"], ["out", "--out DIR"]),
         (["import-memories", "w", "--out=o"], ["--base", "--into"]),
+        (["run", f"{DREAMS}:twofacts"], ["config = 'twofacts'", "two_facts or a world"]),
         (["run"], ["config", "sleeplm run --help"]),
         (["rnu", EXPERIMENT], ["rnu", "run", "report"]),
         ([], ["COMMAND"]),
@@ -222,6 +224,17 @@ def test_a_misspelt_command_line_is_put_right(refuse, arguments, words):
     line = refuse(*arguments)
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize("out", ["{}", "{}/below"])
+@pytest.mark.parametrize(
+    "command",
+    [["report", "w"], ["export", "w"], ["import-memories", "w", "--base=b"]],
+)
+def test_a_folder_that_is_to_be_written_is_no_file(refuse, tmp_path, command, out):
+    (tmp_path / "file").write_text("mine")
+    line = refuse(*command, f"--out={out.format('file')}")
+    assert f"out = '{out.format('file')}'" in line and "file is not a directory" in line
 
 
 @pytest.mark.parametrize(
