@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from sleeplm.memory.experts import apply_experts, route
 
@@ -233,7 +234,7 @@ def jaxpr_costs(jaxpr):
         elif name.startswith("ragged_dot"):
             flops += out.size * eqn.invars[0].aval.shape[-1]
         largest = max(largest, *(v.aval.size for v in eqn.outvars))
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in jaxprs_in_params(eqn.params):
             f, m = jaxpr_costs(sub)
             flops, largest = flops + f, max(largest, m)
     return flops, largest
