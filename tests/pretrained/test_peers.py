@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import peers
+from sleeplm.core.errors import ConfigError
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.published import find_backbone
 
@@ -47,3 +48,14 @@ def test_both_differentiate_the_same_loss(both):
     total, weight = metrics["loss"]
     assert float(total / weight) == pytest.approx(float(loss), rel=1e-5)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_both_compute_on_devices_of_one_kind(monkeypatch):
+    torch = pytest.importorskip("torch")
+    assert peers._their_device() == "cpu"
+    monkeypatch.setattr(peers.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert peers._their_device() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device = 'gpu': PyTorch sees none; .*JAX_PLATFORMS=cpu"):
+        peers._their_device()
