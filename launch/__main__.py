@@ -135,9 +135,10 @@ def _complain(text: str) -> int:
 
 def _expand(options: argparse.Namespace) -> int:
     from launch.expand import expand
-    from launch.trials import write_trials
+    from launch.trials import check_sweep, write_trials
 
     trials = expand(options.experiment, options.sweep, quick=options.quick)
+    check_sweep(options.out, trials)
     write_trials(options.out, trials)
     print(f"{len(trials)} trials: {os.path.join(options.out, TRIALS)}")
     return 0

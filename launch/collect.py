@@ -20,6 +20,7 @@ from launch.trials import Trial, directory_of, read_trials
 from launch.worker import FAILED, SUCCESS
 from sleeplm.bench.report import report_runs, summarize
 from sleeplm.bench.results import RESULTS, read_results
+from sleeplm.bench.retention import RetentionConfig
 from sleeplm.core.errors import ConfigError
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import CONFIG, TIMINGS
@@ -99,7 +100,8 @@ def collect(sweep: str, out: str | os.PathLike[str] = "") -> tuple[list[dict[str
     runs = [pathlib.Path(directory_of(sweep, trial)) for trial in finished]
     rows = [row for pair in zip(finished, runs, strict=True) for row in _rows(*pair)]
     directory = pathlib.Path(out or pathlib.Path(sweep) / "report")
-    report_runs(runs, directory, labels=labels(finished))
+    defaults = dataclasses.asdict(RetentionConfig())
+    report_runs(runs, directory, defaults=defaults, labels=labels(finished))
     write_whole(directory / TABLE, as_csv(rows))
     return rows, len(found) - len(finished)
 

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from launch.stores import write_whole
+from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
 
 TRIALS, FOLDER, LOGS = "trials.jsonl", "trials", "logs"
@@ -53,6 +54,28 @@ def trial_id(experiment: str, quick: bool, settings: dict[str, Any]) -> str:
     named = [experiment.partition(":")[2], quick, settings]
     text = json.dumps(named, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "t" + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def check_sweep(sweep: str, trials: list[Trial]) -> None:
+    """Checks that a sweep may be written to a directory: no trial that was begun there is lost.
+
+    The same sweep may be expanded again, and one with more trials.
+
+    Raises:
+      ConfigError: other trials were begun there, or the same with other configurations.
+    """
+    if not (epath.Path(sweep) / TRIALS).exists():
+        return
+    now = {trial.id: trial for trial in trials}
+    for before in read_trials(sweep):
+        if not directory_of(sweep, before).exists():
+            continue
+        new = now.get(before.id)
+        remedy = f"holds the trial {before.id}, which is none of these: name a new directory"
+        require(new is not None, "out", sweep, remedy)
+        remedy = f"holds the trial {before.id} of another configuration (the experiment file has "
+        remedy += "changed, or is another): name a new directory"
+        require(new is None or new.digest == before.digest, "out", sweep, remedy)
 
 
 def write_trials(sweep: str, trials: list[Trial]) -> None:

@@ -197,10 +197,19 @@ def _report(options: argparse.Namespace) -> int:
     out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
     directory = _folder(out)
     runs = [pathlib.Path(run).expanduser() for run in options.runs]
+    if len(runs) > 1:  # runs/* also means a report that was written among them
+        reports = [run for run in runs if not _is_run(run) and (run / "report.json").exists()]
+        for run in reports:
+            _warn(f"{run} holds a report and no run: left out")
+        runs = [run for run in runs if run not in reports]
     defaults = dataclasses.asdict(RetentionConfig())
     report_runs(runs, directory, defaults=defaults, against=options.against)
     print(_summary(directory))
     return 0
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", "results.json"))
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -62,9 +62,13 @@ def combine(
     told = dict(zip(names, labels or [""] * len(names), strict=True))
     arms: dict[str, list[dict[str, Any]]] = {}
     for arm, found in groups.items():
-        alone = len(found) == 1 and not several
+        # A bare name beside ARM@SETTING, of a sweep in one run, would pass for all settings' arm.
+        alone = len(found) == 1 and not several and not any(n.startswith(f"{arm}@") for n in groups)
         for title, group in zip(_titles(found, told), found, strict=True):
-            arms[arm if alone else f"{arm}@{title}"] = group.seeds
+            name = arm if alone else f"{arm}@{title}"
+            if name in arms or (name != arm and name in groups):
+                name = f"{arm}@{'+'.join(group.names)}"
+            arms[name] = group.seeds
     by_run = {
         entry: dict(zip(names, (one.get(entry) for one in results), strict=True))
         for entry in ("config", "digest", "world")
@@ -158,13 +162,20 @@ def _whole(value: Any) -> bool:
 
 
 def _world(results: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes runs comparable: the name and the size of the world, and the days lived."""
-    world = results.get("world")
+    """What makes runs comparable: the name and the size of the world, and the days lived.
+
+    The size is what was asked for. How many questions a day then has may differ from seed to seed.
+    """
+    world, config = results.get("world"), results.get("config")
     world = world if isinstance(world, Mapping) else {}
     first = next(iter(results["arms"].values()))
     days = len((first[0] if isinstance(first, list) else first)["matrix"])
-    sizes = world.get("questions_per_day", world.get("passages_per_day"))
-    size = sorted(sizes) if isinstance(sizes, list) else world.get("facts_per_day")
+    if isinstance(config, Mapping) and "facts_per_day" in config:
+        sizes = {"facts_per_day": 0, "day_sizes": [], "exam_per_day": 0, "exam_facts": 1}
+        size: Any = [config.get(name) or usual for name, usual in sizes.items()]
+    else:
+        counts = world.get("questions_per_day", world.get("passages_per_day"))
+        size = sorted(counts) if isinstance(counts, list) else world.get("facts_per_day")
     return str(world.get("name")), str(size), days
 
 

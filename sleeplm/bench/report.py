@@ -133,7 +133,7 @@ def summarize(results: Mapping[str, Any], path: str = RESULTS, against: str = ""
     if gains := differences(seeds, against):
         report["difference"] = gains
     if "sleep" in seeds:
-        report["bar"] = bar(arms, gains)
+        report["bar"] = bar(arms, differences(seeds) if against else gains)
     return report
 
 
@@ -225,18 +225,18 @@ def differences(
 
     It is ``against``; by default ``sleep``, or else the first arm.
 
-    Of runs that were put together, ``sleep@RUN`` is also compared with ``ARM@RUN``.
+    Of runs that were put together, every ``sleep@RUNS`` is also compared with ``ARM@RUNS``.
 
     Returns:
       ``<one>_minus_<other>.<figure>``; nothing for arms that have no seed in common.
     """
     main = against or ("sleep" if "sleep" in seeds else next(iter(seeds)))
+    sleepers = [name for name in seeds if name.startswith("sleep@") and not against]
     found = {}
     for other in seeds:
-        named = "@" in other and not against
-        own = f"sleep@{other.partition('@')[2]}" if named else main
-        for one in dict.fromkeys((main, own)):
-            pairs = _pairs(seeds, one, other) if one in seeds and one != other else []
+        own = sleepers if "@" in other and not other.startswith("sleep@") else []
+        for one in dict.fromkeys((main, *own)):
+            pairs = _pairs(seeds, one, other) if one != other else []
             compared = {f.name: compare(f, pairs) for f in FIGURES if f.paired and pairs}
             if gains := {name: gain for name, gain in compared.items() if gain is not None}:
                 found[f"{one}_minus_{other}"] = gains

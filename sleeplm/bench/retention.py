@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from sleeplm.bench.dream_contexts import check_material, style_of
 from sleeplm.bench.exams import grade, stack_exams
 from sleeplm.bench.general import general_loss, general_of
 from sleeplm.bench.lives import Bench, learners_of, live, steps_of
-from sleeplm.bench.material import check_world, cut_asleep, paper_of, prepare
+from sleeplm.bench.material import Material, check_world, cut_asleep, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
@@ -37,6 +38,7 @@ from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import check_text, has_passages
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
+from sleeplm.data.curriculum import digest
 from sleeplm.data.formats import MARKS
 from sleeplm.data.passage_days import ASK
 from sleeplm.data.text import byte_tokenizer
@@ -296,7 +298,7 @@ def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
 
 
 def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
-    began = time.monotonic()
+    began, before = time.monotonic(), run.seconds()["total"]
     finished = _finished(run) if run.leads else None
     if hosts.largest(int(finished is not None)):
         return _reported(run, lambda: finished or {})
@@ -317,6 +319,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
             if arm.dream is not None:
                 check_material(materials, arm.dream, style_of(config))
         general, scores = general_of(config, materials), text_scores(config, materials)
+    _remember(run, config, materials, general)
     if mesh is not None:
         run.say(f"spread over {mesh.size} devices: {dict(mesh.shape)}")
     world = materials[0].curriculum
@@ -355,7 +358,7 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
 
     def written() -> dict[str, Any]:
         results = outcomes(bench, run, arms)
-        results["seconds"] = time.monotonic() - began
+        results["seconds"] = before + time.monotonic() - began
         path = run.directory / RESULTS
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=1))
@@ -363,6 +366,18 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         return results
 
     return _reported(run, written)
+
+
+def _remember(
+    run: Run, config: RetentionConfig, materials: Sequence[Material], general: Any
+) -> None:
+    """Has a run that goes on refuse another world under the name of the one it was begun in."""
+    if config.text:
+        run.reads("text", config.text, pathlib.Path(config.text).expanduser().read_bytes())
+    each = [digest(material.curriculum) for material in materials[: config.seeds]]
+    run.reads("world", config.world, " ".join(each).encode())
+    if general is not None:
+        run.reads("general", config.general, general.tobytes())
 
 
 def _reported(run: Run, results: Callable[[], dict[str, Any]]) -> dict[str, Any]:

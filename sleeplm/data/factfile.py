@@ -187,6 +187,7 @@ def _relations(content: _Content) -> dict[str, Relation]:
     relations = {}
     owner: dict[str, str] = {}
     in_words: dict[str, str] = {}
+    by_plain_name: dict[str, str] = {}
     everyones = {
         made_up.plain(template)
         for own in content.wordings.values()
@@ -197,6 +198,10 @@ def _relations(content: _Content) -> dict[str, Relation]:
         same = in_words.setdefault(words_of(name), name)
         if same != name:
             remedy = f"reads as {words_of(name)!r}, as {same!r} does: use one name"
+            raise ConfigError(f"{where}: relation", name, remedy)
+        alike = by_plain_name.setdefault(made_up.plain(words_of(name)), name)
+        if alike != name:
+            remedy = f"differs from {alike!r} in signs alone, which wordings leave out: rename one"
             raise ConfigError(f"{where}: relation", name, remedy)
         relations[name] = _relation(name, where, content.wordings.get(name, {}), everyones)
         for template in relations[name].training + relations[name].held_out_questions:

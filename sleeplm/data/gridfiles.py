@@ -48,7 +48,10 @@ def read_tasks(source: str, setting: str, names: Sequence[str] = ()) -> tuple[Gr
     Raises:
       ConfigError: the file, the task, the field and the value, and what would be right.
     """
-    tasks = {task.name: task for task in _tasks(source, setting)}
+    tasks: dict[str, GridTask] = {}
+    for task in _tasks(source, setting):
+        require(task.name not in tasks, setting, task.name, f"stands in {source} twice")
+        tasks[task.name] = task
     require(bool(tasks), setting, source, "has no task")
     for name in names:
         if name not in tasks:
@@ -66,7 +69,7 @@ def _tasks(source: str, setting: str) -> Iterator[GridTask]:
     first, _, solutions = source.partition(",")
     path = pathlib.Path(first).expanduser()
     if path.is_dir():
-        for file in sorted(path.glob("*.json*")):
+        for file in sorted([*path.glob("*.json"), *path.glob("*.json.gz")]):
             yield _task(place(file), _name(file), read_json(file, setting))
     elif ".jsonl" in path.suffixes:
         for number, line in json_lines(path, setting, _EXAMPLE):

@@ -6,6 +6,7 @@ import gzip
 import json
 import pathlib
 import random
+import zlib
 from collections.abc import Iterator
 
 from sleeplm.core.checks import positive_integer
@@ -98,6 +99,6 @@ def _lines(path: str, field: str) -> list[str]:
         line = raw[: error.start].count(b"\n") + 1
         bad = f"byte 0x{raw[error.start]:02x}"
         raise ConfigError(place(path, line), bad, "is not UTF-8: save the file as UTF-8") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         remedy = f"cannot be read ({getattr(error, 'strerror', None) or error}): name a text file"
         raise ConfigError(field, path, remedy) from None

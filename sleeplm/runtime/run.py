@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import pathlib
 import shutil
@@ -35,6 +36,7 @@ from sleeplm.runtime.workdir import (
     METRICS,
     TIMINGS,
     check_workdir,
+    inputs_of,
     lasting,
 )
 
@@ -96,6 +98,7 @@ class Run:
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._claimed, self.leads = False, hosts.leads()
+        self._inputs: dict[str, str] = {}
         self._tensorboard, self._shown = tensorboard, False
         with hosts.fail_together():
             if tensorboard:
@@ -104,6 +107,24 @@ class Run:
         remedy = "is not the same in every process: give all of them the same settings"
         alike = hosts.same(configs.digest_of(self.config))
         checks.require(alike, "config", type(config).__name__, remedy)
+
+    def reads(self, field: str, value: Any, content: bytes) -> None:
+        """Remembers what a setting names, which is no part of the configuration.
+
+        To be called before the first stage. A run that goes on has to find what it was begun with:
+        half a life in another world would be nobody's.
+
+        Args:
+          field, value: of the configuration. content: of what it names.
+
+        Raises:
+          ConfigError: the run was begun with other content.
+        """
+        self._inputs[field] = digest = hashlib.sha256(content).hexdigest()
+        with hosts.fail_together():
+            before = inputs_of(self.directory).get(field, digest)
+            remedy = "has other content than when the run began: put it back, or name another "
+            checks.require(before == digest, field, value, remedy + "--workdir")
 
     def claim(self) -> None:
         """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.
@@ -123,7 +144,8 @@ class Run:
         self._claimed = True
 
     def _write_config(self, saved: pathlib.Path) -> None:
-        text = json.dumps({"digest": self.digest, "config": self.config}, indent=1)
+        content = {"digest": self.digest, "config": self.config, "inputs": self._inputs}
+        text = json.dumps(content, indent=1)
         partial = saved.with_suffix(".partial")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -143,11 +165,11 @@ class Run:
         begun = any((self.directory / CHECKPOINTS / stage).glob("[0-9]*"))
         return bool(hosts.largest(int(begun)))
 
-    def seconds(self, stage: str) -> dict[str, float]:
-        """Seconds that the stage's moments took, over all processes that worked on it."""
+    def seconds(self, stage: str = "") -> dict[str, float]:
+        """Seconds that the moments of a stage, or of all, took: of all processes so far."""
         path = self.directory / TIMINGS
         records = read_metrics(path) if path.exists() else []
-        spent = [r["seconds"] for r in records if r["stage"] == stage]
+        spent = [r["seconds"] for r in records if stage in ("", r["stage"])]
         return {"total": float(sum(spent))}
 
     def stage(self, stage: Stage) -> PyTree:

@@ -74,6 +74,12 @@ def check_workdir(
     check_folder("workdir", directory)
 
 
+def inputs_of(directory: pathlib.Path) -> dict[str, str]:
+    """Digests of what a run in the folder has read, by setting; none of a run of before."""
+    saved = directory / CONFIG
+    return dict(json.loads(saved.read_text()).get("inputs", {})) if saved.exists() else {}
+
+
 def _check_same(saved: pathlib.Path, config: dict[str, Any], digest: str) -> None:
     try:
         content = json.loads(saved.read_text())

@@ -219,3 +219,60 @@ def test_runs_with_other_settings_are_named_by_labels_where_these_tell_them_apar
         assert titles == ["sleep@a+b", "sleep@z" if labels and "z" in labels else "sleep@c+d"]
     alike = combine(runs[:2], names[:2], labels=["rate=0.1"] * 2)
     assert list(alike["arms"]) == ["sleep"]
+
+
+def test_a_sweep_in_one_run_and_trials_of_their_own_lose_no_seed():
+    inside = {f"sleep@sleep.lam={lam}": make_seeds(SLEEP, [0, 1]) for lam in (0.2, 0.5)}
+    fused = make_results(**inside)
+    apart = {lam: make_results(sleep=make_seeds(SLEEP, [2, 3])) for lam in (0.5, 0.8)}
+    for lam, one in apart.items():
+        one["config"]["sleep"] = {"lam": lam}
+    labels = {"x": "", "y": "sleep.lam=0.5", "z": "sleep.lam=0.8"}
+    runs = {"x": fused, "y": apart[0.5], "z": apart[0.8]}
+    for order in ("xyz", "yzx"):
+        arms = combine([runs[n] for n in order], list(order), labels=[labels[n] for n in order])
+        assert {name: [seed["seed"] for seed in seeds] for name, seeds in arms["arms"].items()} == {
+            "sleep@sleep.lam=0.2": [0, 1],
+            "sleep@sleep.lam=0.5": [0, 1],
+            "sleep@y": [2, 3],
+            "sleep@sleep.lam=0.8": [2, 3],
+        }
+    both = combine([fused, apart[0.8]], ["x", "z"], labels=["", "sleep.lam=0.8"])
+    assert "sleep" not in both["arms"] and "sleep@sleep.lam=0.8" in both["arms"]
+
+
+def test_seeds_are_joined_whose_days_turned_out_to_have_more_questions_or_fewer():
+    runs = []
+    for seed, sizes in enumerate([[30, 25, 28], [28, 27, 28]]):
+        one = make_results(sleep=make_seeds(SLEEP, [seed]))
+        one["config"] = {"seed": seed, "facts_per_day": 40}
+        one["world"] = {"name": "atlas", "questions_per_day": sizes, "days": 3}
+        runs.append(one)
+    assert list(combine(runs, ["a", "b"])["arms"]) == ["sleep"]
+    runs[1]["config"]["facts_per_day"] = 30
+    assert len(combine(runs, ["a", "b"])["arms"]) == 2
+
+
+def test_arms_of_every_world_are_compared_with_its_sleep_whatever_runs_they_are_from():
+    runs = []
+    for world in ("atlas", "biographies"):
+        for arm, entry in (("sleep", SLEEP), ("static_replay", WAKE_ONLY)):
+            one = make_results(**{arm: make_seeds(entry, [0, 1])})
+            one["world"] = {"name": world, "days": 3, "digests": [f"{world} 0", f"{world} 1"]}
+            runs.append(one)
+    gains = summarize(combine(runs, ["A", "B", "C", "D"]))["difference"]
+    assert set(gains) == {"sleep@A_minus_static_replay@B", "sleep@C_minus_static_replay@D"}
+
+
+def test_a_report_among_the_runs_is_left_out(tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"r{number}").mkdir()
+        one = make_results(sleep=make_seeds(SLEEP, [number]))
+        (tmp_path / f"r{number}" / "results.json").write_text(json.dumps(one))
+    runs, out = [str(tmp_path / f"r{number}") for number in range(2)], str(tmp_path / "all")
+    assert cli.main(["report", *runs, "--out", out]) == 0
+    first = (tmp_path / "all" / "report.json").read_text()
+    capsys.readouterr()
+    assert cli.main(["report", *runs, out, "--out", out]) == 0  # as runs/* means the second time
+    assert f"{out} holds a report and no run: left out" in capsys.readouterr().err
+    assert (tmp_path / "all" / "report.json").read_text() == first

@@ -284,6 +284,10 @@ def refused(read, *rows, more="") -> str:
             {**CAI, "relation": "birth city"},
             "reads as 'birth city', as 'birth_city' does: use one name",
         ),
+        (
+            {**CAI, "relation": "birth_city?"},
+            "relation = 'birth_city?': differs from 'birth_city' in signs alone",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named_with_what_would_be_right(read, row, message):

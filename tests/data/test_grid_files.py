@@ -78,6 +78,19 @@ def test_a_single_task_is_named_after_its_file(tmp_path):
     assert read_tasks(f"{folder(tmp_path)}/bb.json", "train") == TASKS[1:]
 
 
+def test_files_of_other_kinds_in_a_folder_are_no_tasks(tmp_path):
+    place = Path(folder(tmp_path))
+    (place / "notes.jsonl").write_text('{"mine": 1}\n{"mine": 2}\n')
+    assert read_tasks(str(place), "train") == TASKS
+
+
+def test_a_name_that_two_tasks_have_is_refused(tmp_path):
+    path = Path(lines(tmp_path))
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(ConfigError, match=r"train = 'aa': stands in .*tasks.jsonl twice"):
+        read_tasks(str(path), "train")
+
+
 def test_tasks_are_picked_by_name_in_that_order(tmp_path):
     assert read_tasks(lines(tmp_path), "train", ["bb", "aa"]) == TASKS[::-1]
     with pytest.raises(ConfigError, match=r"train = 'bbb': is not a task of .*\(did you mean 'bb'"):

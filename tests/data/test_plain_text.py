@@ -44,6 +44,11 @@ def test_a_limit_takes_a_seeded_choice_in_the_order_of_the_file(tmp_path):
         ("none.txt", None, "text = 'none.txt': cannot be read (No such file or directory)"),
         ("book.txt", b"\n \n", "text = 'book.txt': has no text"),
         ("book.txt.gz", b"plain", "text = 'book.txt.gz': cannot be read (Not a gzipped file"),
+        (
+            "book.txt.gz",
+            gzip.compress(bytes(range(200)))[:30] + b"xxxxxxxx",
+            "text = 'book.txt.gz': cannot be read",
+        ),
         ("book.txt", b"a\nb\xf6\n", "book.txt:2 = 'byte 0xf6': is not UTF-8"),
         (
             "book.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from launch.__main__ import main
 from launch.axes import fixed, merge, product, sweep, vmap, zipit
 from launch.expand import expand, load, overrides
-from launch.trials import find_trial, read_trials, trial_id, write_trials
+from launch.trials import directory_of, find_trial, read_trials, trial_id, write_trials
 from sleeplm.bench.lives import learners_of
 from sleeplm.core.errors import ConfigError
 from sleeplm.runtime.config import load_config
@@ -245,3 +246,25 @@ def test_the_experiment_of_the_readme_has_sweeps(monkeypatch):
     trials = expand("experiments/retention.py", ["lr", "seeds"])
     assert [trial.settings["seeds"] for trial in trials] == [3, 3, 3, 3]
     assert len({trial.digest for trial in trials}) == 4
+
+
+def test_trials_that_were_begun_are_not_lost_to_another_sweep(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    again = ["expand", SWEEPS, "--sweep", "rates", "--out", str(out)]
+    assert main(again) == 0
+    other = ["expand", SWEEPS, "--sweep", "fused", "--out", str(out)]
+    assert main(other) == 0  # nothing was begun
+    assert main(again) == 0
+    begun, *_ = read_trials(str(out))
+    directory_of(str(out), begun).mkdir(parents=True)
+    written = (out / "trials.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(other) == 2
+    assert f"holds the trial {begun.id}, which is none of these" in capsys.readouterr().err
+    assert (out / "trials.jsonl").read_bytes() == written
+    assert main(again) == 0
+    before = dataclasses.replace(begun, digest="of another file")
+    write_trials(str(out), [before])
+    capsys.readouterr()
+    assert main(again) == 2
+    assert f"the trial {begun.id} of another configuration" in capsys.readouterr().err

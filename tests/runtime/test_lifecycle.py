@@ -247,8 +247,23 @@ def test_the_configuration_of_a_run_is_kept_beside_it(tmp_path):
     run.claim()
     run.claim()
     saved = json.loads((tmp_path / "r" / "config.json").read_text())
-    assert saved == {"digest": run.digest, "config": {"keep": 3, "save_seconds": 0.0}}
+    config = {"keep": 3, "save_seconds": 0.0}
+    assert saved == {"digest": run.digest, "config": config, "inputs": {}}
     assert [p.name for p in pathlib.Path(tmp_path / "r").iterdir()] == ["config.json"]
+
+
+def test_a_run_goes_on_only_with_what_its_settings_named_when_it_began(tmp_path):
+    def begin(**options):
+        return Run(tmp_path / "r", Settings(), quiet=True, **options)
+
+    run = begin()
+    run.reads("world", "facts:mine.jsonl", b"one")
+    run.claim()
+    again = begin(resume=True)
+    again.reads("world", "facts:mine.jsonl", b"one")
+    again.reads("general", "new.txt", b"a run of before knew nothing of it")
+    with pytest.raises(ConfigError, match=r"world = 'facts:mine.jsonl': has other content than"):
+        begin(resume=True).reads("world", "facts:mine.jsonl", b"two")
 
 
 class Killed(BaseException):

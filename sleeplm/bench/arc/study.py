@@ -74,6 +74,9 @@ def job(config: ArcConfig, run: Run) -> dict[str, Any]:
         if reasons:
             each = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
             run.say(f"too long for {config.widths[-1]} positions, {name}: {each}")
+    run.reads("train", config.train, repr([one.task for one in tasks.train]).encode())
+    exams = [one.task for name, one in tasks.exams if name == "evaluation"]
+    run.reads("evaluation", config.evaluation, repr(exams).encode())
     model = Model(config.model)
     params = backbone(config, model, run)
     make = _Stages(config, model, params, tasks)
