@@ -21,4 +21,4 @@ def largest_cluster(rows: Array, weights: Array) -> Array:
     starts = (ranked[:, 1:] != ranked[:, :-1]).any(0)
     run = jnp.pad(jnp.cumsum(starts.astype(jnp.int32)), (1, 0))
     size = jax.ops.segment_sum(weights[order], run, len(order))
-    return size.max() / jnp.maximum(weights.sum(), 1.0)
+    return size.max() / jnp.maximum(weights.sum(), 1e-8)

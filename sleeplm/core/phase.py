@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core import tree
+from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.shares import Axis, summed, varying
 from sleeplm.core.types import Array, Extract, Metrics, Objective, Phase, PyTree, State
@@ -46,8 +47,12 @@ def consolidate(
 
     One step extracts a :class:`Memory` of ``inner`` minibatches, then takes ``inner * epochs``
     updates on them. All numbers are sums until the last division, so that any way of spreading
-    rows over devices gives the same step. A loss or gradient that is not finite leaves parameters
-    and update state as they were and adds one to ``counters["skipped"]``.
+    rows over devices gives the same step. A loss, gradient or update that is not finite leaves
+    parameters and update state as they were and adds one to ``counters["skipped"]``; so does,
+    uncounted, a minibatch without weight, of which there is nothing to learn.
+
+    Of several updates, metrics also say how the first one found the parameters (``first_loss``,
+    ``first_divergence``), and whether the last one was refused (``last_skipped``).
 
     Args:
       extract: makes the memory; its rows are ``inner`` consecutive groups of minibatch rows.
@@ -84,11 +89,13 @@ def consolidate(
         arguments = {"step": state.counters["step"], **(extra(state) if extra else {})}
         old = state.private.update
         updates, new = update.update(grads, old, chosen, **arguments)
+        ok = ok & jnp.isfinite(optax.global_norm(updates))
+        learned = ok & (weight > 0)  # else momentum alone would move them
         moved = optax.apply_updates(chosen, updates)
         counters = {**state.counters, "skipped": state.counters["skipped"] + jnp.where(ok, 0, 1)}
         state = state.replace(
-            params=tree.merge(tree.where(ok, moved, chosen), rest),
-            private=state.private._replace(update=tree.where(ok, new, old)),
+            params=tree.merge(tree.where(learned, moved, chosen), rest),
+            private=state.private._replace(update=tree.where(learned, new, old)),
             counters=counters,
         )
         one = jnp.where(ok, 1.0, 0.0)
@@ -105,6 +112,9 @@ def consolidate(
         state = state.replace(private=state.private._replace(extract=kept))
         if inner * epochs == 1:
             return learn(state, memory)
+        rows = len(memory.tokens)
+        remedy = f"must divide the rows of a memory ({rows}) into minibatches"
+        require(rows % inner == 0, "inner", inner, remedy)
         groups = jax.tree.map(lambda x: jnp.asarray(x).reshape(inner, -1, *x.shape[1:]), memory)
 
         def take(state: State, i: Array):
@@ -114,7 +124,8 @@ def consolidate(
         metrics = jax.tree.map(lambda x: x.sum(0), each)
         # The first update's values are those of the parameters that the step began with.
         firsts = {f"first_{k}": each[k] for k in ("loss", "divergence") if k in each}
-        return state, metrics | jax.tree.map(lambda x: x[0], firsts)
+        last = {"last_skipped": jax.tree.map(lambda x: x[-1], each["skipped"])}
+        return state, metrics | jax.tree.map(lambda x: x[0], firsts) | last
 
     return Phase(init, step)
 

@@ -20,7 +20,8 @@ from sleeplm.memory.slots import SlotTable, close_all
 POOL, BASE = ("experts", "router"), ("base", "norm")
 #: States that can teach. ``dusk``: the sender as it is when the night begins (it knows today).
 #: ``dawn``: as it woke up after its last night. ``before_update``: its base as at dawn, its
-#: experts as at dusk (the teacher of section 5, v2). ``origin``: the start of life, no expert.
+#: experts as at dusk (the teacher of section 5, v2). ``origin``: as at the start of life, with no
+#: expert of any level open; what other levels' own MLPs have learned since is in it.
 TEACHERS = ("dusk", "dawn", "before_update", "origin")
 
 

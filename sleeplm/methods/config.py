@@ -76,7 +76,7 @@ class SleepConfig:
       z0: largest edit distance, in tokens, that still earns token-level reward.
       group: continuations per random prefix, for the leave-one-out baseline.
       judge: ``exact`` (same text up to the stop token); ``cosine`` of mean-pooled states of the
-        frozen start model, or ``minilm``, that of a published sentence encoder (docs/judge.md), at
+        model as ``origin`` has it, or ``minilm``, that of a published sentence encoder (docs/judge.md), at
         least ``judge_threshold`` (None: that of :data:`THRESHOLDS`).
       judge_names: what ``minilm`` judges means the same only where numbers and capitalised words
         are the same too (:func:`~sleeplm.methods.judges.names_agree`).
@@ -219,6 +219,8 @@ class SleepConfig:
         checks.one_of(f"{field}.optimizer", self.optimizer, OPTIMIZERS)
         for name in ("b1", "b2"):
             checks.fraction(f"{field}.{name}", getattr(self, name))
+            value = getattr(self, name)
+            checks.require(value < 1, f"{field}.{name}", value, "must be less than 1")
         checks.one_of(f"{field}.pool", self.pool, POOLS)
         checks.positive_integer(f"{field}.cue_tokens", self.cue_tokens)
         if self.cues == "self":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core import checks
 from sleeplm.core.phase import scope
 from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Metrics, Params, Phase, PyTree, State, Variables
@@ -126,6 +127,8 @@ def learner(
 
     dreams = None
     if dream is not None:
+        names = [level.name for level in levels]
+        checks.require(bool(pairs), "model.levels", names, "no level has a night to dream in")
         dreams = dreaming(model, config, dream, pairs[0], axis_name=axis_name)
 
     def init(params: Params, key: Array) -> State:
@@ -134,9 +137,9 @@ def learner(
         if dream is not None and dream.reinforce:
             params = with_writer(params, dream.writer_rank, jax.random.fold_in(private_key, 1))
         if config.into == "pool":
-            for _, r in pairs:
-                bias = model.config.level(r).gate_bias
-                opened, slots[r] = open_all(get_level(params, r), pool_key, bias)
+            for i, (_, r) in enumerate(pairs):
+                bias, own_key = model.config.level(r).gate_bias, jax.random.fold_in(pool_key, i)
+                opened, slots[r] = open_all(get_level(params, r), own_key, bias)
                 params = with_levels(params, {r: opened})
         keep = kept_in_anchor(config)
         private = {

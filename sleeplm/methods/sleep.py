@@ -259,7 +259,8 @@ def evening_of(state: State, pair: tuple[str, str]) -> State:
 def went_well(anchor: Anchor, factor: float) -> Array:
     """float32 1 unless the night's loss ended not finite, or ``factor`` times where it began.
 
-    The loss is the divergence from the teachers, where the objective reports one.
+    The loss is the divergence from the teachers, where the objective reports one; it is not finite
+    where the last update was refused.
     """
     limit = jnp.maximum(factor * anchor.first_loss, 1e-3) if factor else jnp.inf
     return (jnp.isfinite(anchor.last_loss) & (anchor.last_loss <= limit)).astype(jnp.float32)
@@ -342,7 +343,9 @@ def seeding_step(
         state, metrics = learn.step(state, batch, key)
         # The loss may hold a score function, whose value means nothing.
         name = "divergence" if "divergence" in metrics else "loss"
-        loss = _mean(metrics[name])  # NaN if every update was refused
+        broken = metrics.get("last_skipped", metrics["skipped"])[0] > 0
+        # Refused updates weigh nothing: a student that broke on the way would seem to end well.
+        loss = jnp.where(broken, jnp.nan, _mean(metrics[name]))
         before = metrics.get(f"first_{name}", metrics[name])
         anchor: Anchor = state.anchors[sender]
         began = jnp.maximum(_mean(before), loss) if steady else _mean(before)

@@ -44,14 +44,18 @@ def every_k(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> EveryK:
-        return EveryK(jax.tree.map(jnp.zeros_like, params), inner.init(params))
+        # Of bfloat16 directions a long sum would stand still long before its boundary.
+        wide = [jnp.promote_types(p.dtype, jnp.float32) for p in jax.tree.leaves(params)]
+        nothing = [jnp.zeros_like(p, d) for p, d in zip(jax.tree.leaves(params), wide, strict=True)]
+        return EveryK(jax.tree.unflatten(jax.tree.structure(params), nothing), inner.init(params))
 
     def update(grads: PyTree, state: EveryK, params: PyTree = None, *, step: Array, **extra):
         direction, inner_state = inner.update(grads, state.inner, params, step=step, **extra)
-        # A learning rate that is an array would make bfloat16 directions wider.
         gathered = jax.tree.map(lambda g, d: g + d.astype(g.dtype), state.gathered, direction)
         now = due(step + 1, period, offset)
-        move = jax.tree.map(lambda g: jnp.where(now, g, jnp.zeros_like(g)), gathered)
+        move = jax.tree.map(
+            lambda g, d: jnp.where(now, g, _nothing(g)).astype(d.dtype), gathered, grads
+        )
         left = jax.tree.map(lambda g: jnp.where(now, jnp.zeros_like(g), g), gathered)
         return move, EveryK(left, inner_state)
 
@@ -165,11 +169,16 @@ def only_slot(inner: optax.GradientTransformation) -> optax.GradientTransformati
     ):
         mine = None if params is None else take_slot(only_pool(params), slot)
         direction, state = inner.update(take_slot(only_pool(grads), slot), state, mine, **extra)
-        zeros = jax.tree.map(jnp.zeros_like, only_pool(grads))
+        zeros = jax.tree.map(_nothing, only_pool(grads))
         leaves = jax.tree.leaves(put_slot(zeros, slot, direction))
         return jax.tree.unflatten(jax.tree.structure(grads), leaves), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _nothing(x: Array) -> Array:
+    """What leaves every bit alone when it is added: -0.0 + 0.0 would be 0.0."""
+    return jnp.full_like(x, -0.0)
 
 
 def only_pool(params: PyTree) -> PyTree:

@@ -55,15 +55,16 @@ def wake(
 def restart_from_slower(config: ModelConfig):
     """Nested wiring: when level l + 1 has moved, level l starts again from its weights.
 
-    Faster levels restart last, so that a move of the slowest reaches all of them.
+    Faster levels restart last, and so do those below one that has: a move of the slowest reaches
+    all of them, wherever their own boundaries are.
     """
 
     def step(state: State, batch, key: Array):
         del batch, key
         now = state.counters["step"] + 1
-        params = state.params
+        params, moved = state.params, jnp.asarray(False)
         for fast, slow in reversed(list(zip(config.levels[:-1], config.levels[1:], strict=True))):
-            moved = jnp.asarray(due(now, slow.period, slow.offset))
+            moved = moved | due(now, slow.period, slow.offset)
             params = _copy_if(params, moved, slow.name, fast.name)
         return state.replace(params=params), {}
 

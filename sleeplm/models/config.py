@@ -22,7 +22,7 @@ class ModelConfig:
       vocab_size: V. d_model: D. n_layers: N. n_heads: H query heads.
       n_kv_heads: key/value heads, a divisor of H (grouped-query attention).
       head_dim: width of one head; 0 means D / H.
-      max_len: longest sequence the model is asked to handle (sizes the generation cache).
+      max_len: longest sequence the model is asked to handle, which runs are held to.
       bos, eos: ids of the tokens that begin and end a text.
       levels: memory levels, fastest first (Eq. 1).
       wiring: ``sequential`` chains them; ``independent`` adds them side by side, each with a

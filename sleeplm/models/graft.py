@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Array, Params, PyTree
 from sleeplm.memory.levels import LevelConfig, copy_base
@@ -31,6 +32,10 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
         raise ConfigError(
             "model.levels", [lv.name for lv in config.levels], "one level must be of kind 'replace'"
         )
+    remedy = "the independent wiring adds levels side by side, a backbone has them in a chain: "
+    remedy += "one of them may be of kind 'replace'"
+    alone = config.wiring != "independent" or len(plain) == 1
+    require(alone, "model.levels", [lv.name for lv in plain], remedy)
     return dataclasses.replace(config, levels=plain, wiring="sequential")
 
 
@@ -53,11 +58,17 @@ def graft(model: Model, backbone: Params, key: Array) -> Params:
         if name not in donors:
             return leaf
         taken.add(name)
+        remedy = f"the model has {leaf.shape} of this parameter"
+        require(donors[name].shape == leaf.shape, f"backbone{name}", donors[name].shape, remedy)
         return jnp.copy(donors[name])  # the learner's buffers are donated, the backbone's not
 
     params = jax.tree_util.tree_map_with_path(take, fresh)
     if missing := sorted(set(donors) - taken):
         raise ConfigError("backbone", missing[0], "the model has no such parameter")
+    plain = jax.eval_shape(Model(backbone_config(model.config)).init, key)
+    for path, _ in jax.tree_util.tree_leaves_with_path(plain):
+        name = jax.tree_util.keystr(path)
+        require(name in donors, "backbone", name, "the model needs this parameter of it too")
     levels = model.config.levels
     if model.config.wiring == "nested":
         for level in levels[:-1]:

@@ -216,6 +216,41 @@ def test_a_bad_minibatch_among_good_ones_is_skipped_alone():
     assert float(metrics["loss"][1]) == 6 and int(state.counters["skipped"]) == 1
 
 
+def test_the_last_of_several_updates_is_told_apart_if_it_was_refused():
+    phase = regression(inner=3)
+    for bad, last in ((4, 0.0), (8, 1.0)):
+        batch = data(9, ragged=False)
+        batch["rows"][bad, 0] = np.nan
+        _, metrics = phase.step(state_of(phase), batch, KEY)
+        assert [float(x) for x in metrics["last_skipped"]] == [last, 1.0]
+        assert [float(x) for x in metrics["skipped"]] == [1.0, 3.0]
+
+
+def test_an_update_that_is_not_finite_moves_nothing():
+    broken = optax.stateless(lambda updates, params: jax.tree.map(lambda x: x * np.nan, updates))
+    phase = regression(broken)
+    before = state_of(phase)
+    after, metrics = phase.step(before, data(4), KEY)
+    assert tree.differing(after.params, before.params) == []
+    assert float(metrics["skipped"][0]) == 1
+
+
+def test_a_minibatch_without_weight_moves_nothing_not_even_by_momentum():
+    phase = regression(optax.adam(RATE))
+    state, _ = phase.step(state_of(phase), data(4), KEY)
+    nothing = {**data(4, seed=1), "weights": np.zeros(4, np.float32)}
+    after, metrics = phase.step(state, nothing, KEY)
+    assert tree.differing(after.params, state.params) == []
+    assert tree.differing(after.private.update, state.private.update) == []
+    assert float(metrics["skipped"][0]) == 0 and int(after.counters["skipped"]) == 0
+
+
+def test_rows_that_make_no_equal_minibatches_are_refused():
+    phase = regression(inner=3)
+    with pytest.raises(ConfigError, match=r"inner = 3: must divide the rows of a memory \(8\)"):
+        phase.step(state_of(phase), data(8), KEY)
+
+
 @pytest.mark.parametrize("settings", [{"inner": 0}, {"epochs": 0}])
 def test_no_updates_at_all_are_refused(settings):
     with pytest.raises(ConfigError, match="inner, epochs"):

@@ -269,6 +269,25 @@ def test_a_night_of_nan_is_rolled_back_to_the_evening_bit_for_bit(tiny, pool):
     assert float(metrics["rolled_back"][0]) == 1.0
 
 
+def breaks_at(update):
+    """An optimiser whose one update is far too large: finite, but nothing behind it is."""
+
+    def step(updates, count, params=None):
+        return jax.tree.map(lambda x: jnp.where(count == update, 1e30, 0.0 * x), updates), count + 1
+
+    return only_slot(optax.GradientTransformation(lambda params: jnp.int32(0), step))
+
+
+def test_a_student_that_breaks_on_the_way_is_no_good_night(tiny):
+    """Updates behind the break are refused, and weigh nothing: those before it look fine."""
+    config = tiny.config(evening, alpha=1.0, lam=0.0)
+    model, before = at_dusk(tiny, config)
+    after, metrics = through(model, config, before, tiny, update=breaks_at(config.updates - 3))
+    assert int(after.counters["skipped"]) == 2
+    assert np.isfinite(float(metrics["divergence"][0])) and float(metrics["divergence"][1]) > 0
+    assert_evening_again(after, before)
+
+
 def test_a_night_that_diverges_is_rolled_back_and_the_next_one_is_good(tiny):
     config = tiny.config(evening, alpha=1.0, lam=0.0, updates=20, rollback=2.0)
     model, before = at_dusk(tiny, config)

@@ -199,11 +199,11 @@ def whole_round(
         kept = kept.astype(jnp.float32)
         accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
         metrics = {
-            "score": (jnp.sum(jnp.where(kept > 0, scores[index], 0.0)), kept.sum()),
-            "accepted": (jnp.sum(jnp.where(kept > 0, earned, 0.0)), kept.sum()),
-            "trial_first": (jnp.sum(losses[:, 0] * kept), kept.sum()),
-            "trial_last": (jnp.sum(losses[:, -1] * kept), kept.sum()),
-            **{name: (jnp.sum(s * kept), jnp.sum(w * kept)) for name, (s, w) in told.items()},
+            "score": (_sum_where(kept, scores[index]), kept.sum()),
+            "accepted": (_sum_where(kept, earned), kept.sum()),
+            "trial_first": (_sum_where(kept, losses[:, 0]), kept.sum()),
+            "trial_last": (_sum_where(kept, losses[:, -1]), kept.sum()),
+            **{n: (_sum_where(kept, s), _sum_where(kept, w)) for n, (s, w) in told.items()},
         }
         there = jnp.zeros(drawn.mask.shape, bool).at[index].set(kept > 0)
         for kind in SCORES if config.compare else ():
@@ -212,12 +212,17 @@ def whole_round(
             best = ((place < config.compare) & (kept > 0)).astype(jnp.float32)
             figures = {"earned": earned, **{n: s for n, (s, _) in told.items() if n in LIFTS}}
             metrics |= {
-                f"{n}_by_{kind}": (jnp.sum(x * best), best.sum()) for n, x in figures.items()
+                f"{n}_by_{kind}": (_sum_where(best, x), best.sum()) for n, x in figures.items()
             }
         tried = chosen.weighed(kept)
         return jax.lax.stop_gradient(Outcome(accepted, drawn, tried, add_metrics(written, metrics)))
 
     return run
+
+
+def _sum_where(mask: Array, values: Array) -> Array:
+    """The sum of those that count; the others may be no numbers."""
+    return jnp.sum(jnp.where(mask > 0, values, 0.0))
 
 
 def reward_of(model: Model, config: DreamConfig) -> Reward:

@@ -7,6 +7,7 @@ must not be one and the same text. Likelihoods pass collapsed models, hence the 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -62,10 +63,13 @@ def judged(
     objective = language_model(model)
 
     def told(variables: Variables) -> Memory:
-        return recall(
+        memory = recall(
             model, variables, today, config.gate, key,
             new_tokens=length - 1, temperature=config.temperature, axis_name=axis_name,
         )  # fmt: skip
+        # Behind a longer cue the night has taught no more than this.
+        rows = {n: getattr(memory, n)[:, :length] for n in ("tokens", "weights", "segments")}
+        return dataclasses.replace(memory, **rows)
 
     def mean_logp(variables: Variables, memory: Memory) -> Array:
         loss, weight, _ = objective(variables, only(*own_share(memory, axis_name)))

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core import tree
+from sleeplm.core.checks import require
 from sleeplm.core.shares import Axis
 from sleeplm.core.types import WRITER, Array, Memory, Metrics, Params, Phase, PyTree, State
 from sleeplm.memory.anchors import pool_of
@@ -108,6 +109,15 @@ def dreaming(
       axis_name, parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`; rows of ``absorb`` lie
         over the axis too.
     """
+    remedy = "dreams are learned into an expert that the night has opened: use 'expert'"
+    require(sleep.into == "expert", "sleep.into", sleep.into, remedy)
+    earlier = any(teacher.state in ("dawn", "before_update") for teacher in sleep.teachers)
+    remedy = (
+        "its dawn is then tonight's, and cannot tell of the past while dreams are learned: use "
+    )
+    remedy += "'start', or dream.past = 0"
+    kept = sleep.becomes == "dusk" and earlier and config.past > 0
+    require(not kept, "sleep.becomes", sleep.becomes, remedy)
     receiver, teach = pair[1], tutor(model, config, axis_name)
     dream = whole_round(model, config, axis_name=axis_name, **parts)
     bias = model.config.level(receiver).gate_bias
