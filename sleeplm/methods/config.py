@@ -76,7 +76,7 @@ class SleepConfig:
       z0: largest edit distance, in tokens, that still earns token-level reward.
       group: continuations per random prefix, for the leave-one-out baseline.
       judge: ``exact`` (same text up to the stop token); ``cosine`` of mean-pooled states of the
-        model as ``origin`` has it, or ``minilm``, that of a published sentence encoder (docs/judge.md), at
+        model as ``origin`` has it, or ``minilm``, of a published encoder (docs/judge.md), at
         least ``judge_threshold`` (None: that of :data:`THRESHOLDS`).
       judge_names: what ``minilm`` judges means the same only where numbers and capitalised words
         are the same too (:func:`~sleeplm.methods.judges.names_agree`).

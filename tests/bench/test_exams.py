@@ -257,6 +257,9 @@ def test_the_largest_cluster_is_the_most_frequent_row_and_padding_has_no_weight(
         assert found == pytest.approx(max(counts.values()) / weights.sum())
     flipped = np.array([[1, 2], [2, 1], [0, 3], [3, 0], [12, 0]], np.int32)  # order matters
     assert largest_cluster(jnp.asarray(flipped), jnp.ones(5)) == pytest.approx(0.2)
+    alike = jnp.zeros((4, 3), jnp.int32)
+    assert largest_cluster(alike, jnp.full(4, 0.1)) == pytest.approx(1.0)
+    assert largest_cluster(alike, jnp.zeros(4)) == 0
 
 
 # --- divergence ----------------------------------------------------------------------------------

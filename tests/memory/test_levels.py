@@ -67,6 +67,7 @@ def test_good_chains_pass():
         ("gate", "relu"),
         ("gate_bias", math.inf),
         ("b1", 1.5),
+        ("b1", 1.0),
         ("b2", -0.1),
         ("weight_decay", -1e-3),
         ("weight_decay", math.nan),

@@ -12,10 +12,12 @@ import pytest
 
 from sleeplm import testing
 from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import WRITER, Phase
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import put_slot, take_slot
+from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import dreaming
@@ -99,6 +101,30 @@ def differences(a, b) -> list[str]:
         for s in (a, b)
     ]
     return tree.differing(*(s.replace(counters=c) for s, c in zip((a, b), counters, strict=True)))
+
+
+# --- nights that cannot have dreams ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"into": "pool"}, r"sleep\.into = 'pool': .* an expert that the night has opened"),
+        (
+            {"becomes": "dusk", "teachers": [TeacherConfig("dawn", "past")]},
+            r"sleep\.becomes = 'dusk': its dawn is then tonight's",
+        ),
+    ],
+)
+def test_nights_that_leave_nothing_to_dream_with_are_refused(tiny, changes, message):
+    sleep = tiny.config(alpha=1.0, lam=0.0, **changes)
+    with pytest.raises(ConfigError, match=message):
+        learner(tiny.model(tiny.two_levels()), sleep, dream=settings())
+
+
+def test_a_learner_without_nights_has_no_dreams(tiny):
+    with pytest.raises(ConfigError, match=r"model\.levels = \['only'\]: no level has a night"):
+        learner(tiny.model([tiny.level("only")]), tiny.config(), dream=settings())
 
 
 # --- a night's dreaming that stays ----------------------------------------------------------------

@@ -73,6 +73,29 @@ def test_with_sgd_a_chunk_is_the_sum_of_its_plain_gradients_not_their_mean():
     np.testing.assert_allclose(total, -0.1 * gradients(4).sum(0), rtol=1e-5)
 
 
+def test_long_sums_of_bfloat16_directions_do_not_stand_still():
+    params = {"w": jnp.zeros(1, jnp.bfloat16)}
+    wrapped = every_k(optax.sgd(1.0), 1000)
+
+    def step(carry, i):
+        params, state = carry
+        grads = {"w": jnp.full(1, -1e-3, jnp.bfloat16)}
+        updates, state = wrapped.update(grads, state, params, step=i)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = params, wrapped.init(params)
+    (params, _), _ = jax.lax.scan(step, carry, jnp.arange(1000))
+    assert params["w"].dtype == jnp.bfloat16
+    assert float(params["w"][0]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_what_does_not_move_keeps_even_the_sign_of_its_zeros():
+    params = {"w": jnp.array([-0.0, 0.0])}
+    wrapped = every_k(optax.sgd(1.0), 2)
+    updates, _ = wrapped.update({"w": jnp.ones(2)}, wrapped.init(params), params, step=jnp.int32(0))
+    assert np.signbit(optax.apply_updates(params, updates)["w"]).tolist() == [True, False]
+
+
 def test_a_period_of_zero_never_moves_and_keeps_nothing():
     update = every_k(optax.adamw(0.1, weight_decay=0.5), period=0)
     params = {"w": jnp.ones(3)}

@@ -137,6 +137,18 @@ def test_open_experts_do_not_learn_awake(tiny):
         assert tree.differing(after[part], before[part]) == []
 
 
+def test_in_the_nested_wiring_a_move_of_the_slowest_reaches_levels_with_other_boundaries(tiny):
+    settings = {"kind": "graft", "optimizer": "sgd", "learning_rate": 0.2}
+    levels = [
+        tiny.level("fast", period=1, **settings),
+        tiny.level("middle", period=2, offset=1, **settings),
+        tiny.level("slow", period=4, **settings),
+    ]
+    states, _ = live(tiny, tiny.model(levels, wiring="nested"), 4)
+    fast, middle, slow = (parts(get_level(states[4].params, lv.name)) for lv in levels)
+    assert tree.differing(slow, middle) == [] and tree.differing(slow, fast) == []
+
+
 def test_in_the_nested_wiring_the_fast_level_restarts_from_the_slow_one(tiny):
     settings = {"kind": "graft", "optimizer": "sgd", "learning_rate": 0.2}
     levels = [

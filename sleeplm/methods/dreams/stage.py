@@ -116,7 +116,7 @@ def dreaming(
         "its dawn is then tonight's, and cannot tell of the past while dreams are learned: use "
     )
     remedy += "'start', or dream.past = 0"
-    kept = sleep.becomes == "dusk" and earlier and config.past > 0
+    kept = sleep.becomes == "dusk" and sleep.updates > 0 and earlier and config.past > 0
     require(not kept, "sleep.becomes", sleep.becomes, remedy)
     receiver, teach = pair[1], tutor(model, config, axis_name)
     dream = whole_round(model, config, axis_name=axis_name, **parts)
