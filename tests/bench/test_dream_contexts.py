@@ -47,6 +47,7 @@ def dreamt_of(documents, *, contexts=8, formats=("rewrite",)):
     material = types.SimpleNamespace(
         curriculum=types.SimpleNamespace(days=[documents]),
         tokenizer=words,
+        asker=words,
         days=[token_lists(words, documents)],
     )
     config = DreamConfig(contexts=contexts, context_tokens=40, formats=list(formats), hold=0.5)
