@@ -25,7 +25,8 @@ class SlotTable:
 
     Attributes:
       active: bool [S].
-      since: int32 [S], the night (counted from 0) in which the slot was opened; -1 while free.
+      since: int32 [S], the night (counted from 0) in which the slot was opened, or, where several
+        levels sleep, the first day that it took in; -1 while free.
     """
 
     active: Array

@@ -119,10 +119,20 @@ def learner(
     usual = awake is None
     awake = awake or wake(model, chunk=chunk, axis_name=axis_name)
     pairs = [(fast.name, slow.name) for fast, slow in itertools.pairwise(levels) if fast.night]
-    usually = {"axis_name": axis_name, "judge": judge}
-    nights = {s: night(model, config, s, r, **usually | dict(own(s, r))) for s, r in pairs}
+    usually: dict[str, Any] = {"axis_name": axis_name, "judge": judge}
+    several = len(pairs) > 1  # the nights of one pair are its days
+    counted = {"counted": "today"} if several else {}
+    nights = {
+        s: night(
+            model, config, s, r,
+            **usually | ({"born": _first_day(s)} if several else {}) | dict(own(s, r)),
+        )
+        for s, r in pairs
+    }  # fmt: skip
     merges = {
-        s: merge_night(model, config, s, r, axis_name=axis_name) for s, r in pairs if config.merges
+        s: merge_night(model, config, s, r, axis_name=axis_name, **counted)
+        for s, r in pairs
+        if config.merges
     }
 
     dreams = None
@@ -179,6 +189,20 @@ def learner(
         own_cues(model, config),
         dreaming=None if dreams is None else _dreaming_on_learner(dreams),
     )
+
+
+def _first_day(sender: str) -> Callable[[State], Array]:
+    """The first day that a sender is about to hand on: its oldest expert's, else today.
+
+    So experts of all levels are filed by days, as cues are, however many levels sleep.
+    """
+
+    def born(state: State) -> Array:
+        table, today = state.slots[sender], state.counters["today"]
+        since = jnp.where(table.active, table.since, today)
+        return jnp.append(since, today).min()
+
+    return born
 
 
 def _on_learner(parts: Night, *path: str) -> tuple[Step, Step, Step]:

@@ -41,6 +41,7 @@ def merge_night(
     sender: str,
     receiver: str,
     *,
+    counted: str = "nights",
     axis_name: Axis = None,
 ) -> Night:
     """Distils two of the receiver's experts into one, which frees a slot.
@@ -48,6 +49,9 @@ def merge_night(
     Which two, ``config.pool`` says. The teacher is the learner with its whole pool; the student
     keeps the older slot, trained on, and loses the other. The sender sleeps through it at its
     state of dawn. What the teachers tell, see :func:`~sleeplm.methods.config.merging`.
+
+    Args:
+      counted: the counter that experts are filed by, as ``born`` of the pair's nights has it.
     """
     pair = (sender, receiver)
     config = merging(config)
@@ -61,7 +65,7 @@ def merge_night(
     seed = seeding_step(model, config, pair, extract, None, update, axis_name, steady=True)
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        first, second = chosen(state.slots[receiver], state.counters["nights"])
+        first, second = chosen(state.slots[receiver], state.counters[counted])
         state = fall_asleep(state, pair, first, config.updates)
         anchor: Anchor = state.anchors[sender]
         return state.replace(
@@ -78,7 +82,7 @@ def merge_night(
         anchor: Anchor = state.anchors[sender]
         good = went_well(anchor, config.rollback)
         before = evening_of(state, pair)
-        first, second = chosen(anchor.receiver_slots, state.counters["nights"])
+        first, second = chosen(anchor.receiver_slots, state.counters[counted])
         freed = clear_slot(get_level(state.params, receiver), second)
         merged = state.replace(
             params=with_levels(state.params, {sender: anchor.dusk, receiver: freed}),

@@ -76,6 +76,7 @@ def night(
     objective: Objective | None = None,
     update: optax.GradientTransformation | None = None,
     judge: Judge | None = None,
+    born: Callable[[State], Array] = lambda state: state.counters["nights"],
     axis_name: Axis = None,
 ) -> Night:
     """Consolidation of ``sender`` into a new expert of ``receiver``.
@@ -90,6 +91,7 @@ def night(
         rollback then restores only if the anchor keeps it (``pool`` merges,
         ``into="pool"``).
       judge: of imitations, instead of the one that ``config.judge`` names.
+      born: int32 of the state, what the new expert is filed under (``SlotTable.since``).
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     pair = (sender, receiver)
@@ -106,7 +108,7 @@ def night(
         state = fall_asleep(state, pair, slot, batch.get("updates", config.updates))
         if expands:
             subtree = fresh_slot(subtree, slot, key, bias)
-            table = open_slot(table, slot, state.counters["nights"])
+            table = open_slot(table, slot, born(state))
         anchor: Anchor = state.anchors[sender]
         student = reset_experts(anchor.start if config.becomes == "start" else anchor.dusk)
         state = state.replace(

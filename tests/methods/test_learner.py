@@ -12,7 +12,7 @@ from sleeplm.core.losses import forward_kl
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.cues import BEFORE
 from sleeplm.memory.levels import due, get_level
-from sleeplm.memory.slots import require_room
+from sleeplm.memory.slots import holds, require_room
 from sleeplm.methods.config import evening, paper_v2
 from sleeplm.methods.objectives import seeding
 from sleeplm.runtime.parallel import jit_step
@@ -113,7 +113,17 @@ def test_experts_arrive_and_a_level_is_pruned_when_it_has_been_consolidated(casc
         used = any(np.any(x) for x in jax.tree.leaves(day["middle"]))
         assert used is (day["open"][0] > 0)
     assert int(life.state.counters["nights"]) == 6
-    assert life.state.slots["slow"].since.tolist() == [2, 5, -1]
+
+
+def test_experts_of_all_levels_are_filed_by_the_days_they_took_in_as_cues_are(cascade):
+    """Not by how many nights, of whichever levels, there have been."""
+    life, _ = cascade
+    table = life.state.slots["slow"]
+    assert table.since.tolist() == [0, 2, -1]
+    days = jnp.arange(4)
+    assert holds(table, jnp.int32(0), days).tolist() == [True, True, False, False]
+    assert holds(table, jnp.int32(1), days).tolist() == [False, False, True, True]
+    assert int(life.state.counters["today"]) == 4
 
 
 def test_what_the_slowest_level_received_stays_bit_for_bit(cascade):
