@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sleeplm.core import checks
+from sleeplm.core.clusters import row_hashes
 from sleeplm.core.losses import chunked_token_logp, leave_one_out
 from sleeplm.core.shares import Axis
 from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
@@ -326,7 +327,11 @@ def token_logp(
 
 
 def mix(*extracts: Extract) -> Extract:
-    """All extractions on the same rows, joined so that every minibatch holds some of each."""
+    """All extractions on the same rows, joined so that every minibatch holds some of each.
+
+    Raises:
+      ConfigError: when it is traced, of memories of which some have a teacher and others none.
+    """
 
     def init(params: PyTree, key: Array) -> tuple:
         return tuple(e.init(params, jax.random.fold_in(key, i)) for i, e in enumerate(extracts))
@@ -338,6 +343,10 @@ def mix(*extracts: Extract) -> Extract:
             part, private = e.extract(variables, private, batch, jax.random.fold_in(key, i))
             parts.append(part)
             kept.append(private)
+        for name in ("reference", "logp"):
+            has = [getattr(part, name) is not None for part in parts]
+            remedy = "must be in all memories that are mixed, or in none"
+            checks.require(len(set(has)) == 1, f"memory.{name}", has, remedy)
         longest = max(part.tokens.shape[1] for part in parts)
         parts = [_pad(part, longest) for part in parts]
 
@@ -368,13 +377,7 @@ def first_of_its_kind(tokens: Array, rows: Array, axis_name: Axis = None) -> Arr
     Sequences int32 [B, L] are compared through two 32-bit hashes, over all devices of
     ``axis_name``.
     """
-    index = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32)
-    wide = tokens.astype(jnp.uint32)
-    columns = [rows.astype(jnp.uint32)]
-    for multiplier in (2654435761, 2246822519):
-        mixed = (wide + 1) * (index * jnp.uint32(multiplier) | 1)
-        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(multiplier)
-        columns.append(jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32))
+    columns = [rows.astype(jnp.uint32), *row_hashes(tokens)]
     everyone, offset = jnp.stack(columns), jnp.int32(0)
     if axis_name is not None:
         everyone = jax.lax.all_gather(everyone, axis_name, axis=1, tiled=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from sleeplm.core.errors import ConfigError
 from sleeplm.memory.cues import EMPTY, Cues
 from sleeplm.methods.config import TeacherConfig
-from sleeplm.methods.extract import multiplied, own_cues, raw_text, teacher_samples
+from sleeplm.methods.extract import mix, multiplied, own_cues, raw_text, stateless, teacher_samples
 
 KEY = jax.random.key(3)
 BOS = 1
@@ -48,6 +50,19 @@ def test_texts_are_of_the_days_that_the_source_names(source, day, days):
     read_texts = texts_of(read(day, source=source))
     assert {DAYS[i] for i in read_texts} == days
     assert set(read_texts) == {i for i, d in enumerate(DAYS) if d in days}
+
+
+def test_texts_without_a_teacher_do_not_mix_with_what_a_teacher_told():
+    plain = raw_text(source="past", source_id=0, length=8)
+
+    def told(variables, batch, key):
+        memory = plain.extract(variables, (), batch, key)[0]
+        return dataclasses.replace(memory, reference=jnp.zeros((*memory.tokens.shape, 4)))
+
+    both = mix(plain, stateless(told))
+    rows = {"rows": np.arange(8).reshape(2, 4), "archive": archive(), "day": np.int32(1)}
+    with pytest.raises(ConfigError, match=r"memory.reference = \[False, True\]: must be in all"):
+        both.extract({}, both.init({}, KEY), rows, KEY)
 
 
 def test_a_text_is_cut_at_the_length_and_every_next_token_has_the_weight():
