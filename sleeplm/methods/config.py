@@ -27,8 +27,8 @@ class TeacherConfig:
       state: who teaches, see :data:`sleeplm.memory.anchors.TEACHERS`.
       source: which cues it tells from, see :data:`sleeplm.memory.cues.SOURCES`.
       weight: of its tokens in the loss.
-      imitate: whether its cues are also used for learning to imitate (if alpha < 1): plain ones, once
-        each, whatever ``framed`` and ``times`` are, from all tokens.
+      imitate: whether its cues are also used for learning to imitate (if alpha < 1): plain ones,
+        once each, whatever ``framed`` and ``times`` are, from all tokens.
       uncued: share of its sequences that start from the begin-of-text token alone: texts that
         do not begin with their cue are only ever told so.
       framed: its cues stand behind beginnings of wordings of its own, so that it also tells what
