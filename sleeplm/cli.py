@@ -199,9 +199,9 @@ def _report(options: argparse.Namespace) -> int:
     runs = [pathlib.Path(run).expanduser() for run in options.runs]
     if len(runs) > 1:  # runs/* also means a report that was written among them
         reports = [run for run in runs if not _is_run(run) and (run / "report.json").exists()]
-        for run in reports:
+        for run in reports if len(reports) < len(runs) else ():
             _warn(f"{run} holds a report and no run: left out")
-        runs = [run for run in runs if run not in reports]
+        runs = [run for run in runs if run not in reports] or runs
     defaults = dataclasses.asdict(RetentionConfig())
     report_runs(runs, directory, defaults=defaults, against=options.against)
     print(_summary(directory))

@@ -276,3 +276,12 @@ def test_a_report_among_the_runs_is_left_out(tmp_path, capsys):
     assert cli.main(["report", *runs, out, "--out", out]) == 0  # as runs/* means the second time
     assert f"{out} holds a report and no run: left out" in capsys.readouterr().err
     assert (tmp_path / "all" / "report.json").read_text() == first
+
+
+def test_reports_alone_are_no_runs(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "report.json").write_text("{}")
+    assert cli.main(["report", *map(str, folders), "--out", str(tmp_path / "c")]) == 2
+    assert "no such file; has the run finished?" in capsys.readouterr().err
