@@ -76,6 +76,12 @@ def fraction(field: str, value: Any) -> None:
     in_range(field, value, 0, 1)
 
 
+def decay(field: str, value: Any) -> None:
+    """``value`` must be a decay rate of moments, in ``[0, 1)``: at 1 their correction is 0 / 0."""
+    fraction(field, value)
+    require(value < 1, field, value, "must be less than 1")
+
+
 def one_of(field: str, value: Any, choices: Iterable[object]) -> None:
     """``value`` must be one of ``choices``; a string close to one of them is pointed at it."""
     choices = list(choices)

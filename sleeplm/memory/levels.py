@@ -105,9 +105,7 @@ class LevelConfig:
         checks.one_of(f"{field}.gate", self.gate, GATES)
         checks.one_of(f"{field}.activation", self.activation, ACTIVATIONS)
         for name in ("b1", "b2"):
-            checks.fraction(f"{field}.{name}", getattr(self, name))
-            value = getattr(self, name)
-            checks.require(value < 1, f"{field}.{name}", value, "must be less than 1")
+            checks.decay(f"{field}.{name}", getattr(self, name))
         for name in ("weight_decay", "clip"):
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)
         checks.finite(f"{field}.gate_bias", self.gate_bias)

@@ -219,9 +219,7 @@ class SleepConfig:
         checks.positive(f"{field}.learning_rate", self.learning_rate)
         checks.one_of(f"{field}.optimizer", self.optimizer, OPTIMIZERS)
         for name in ("b1", "b2"):
-            checks.fraction(f"{field}.{name}", getattr(self, name))
-            value = getattr(self, name)
-            checks.require(value < 1, f"{field}.{name}", value, "must be less than 1")
+            checks.decay(f"{field}.{name}", getattr(self, name))
         checks.one_of(f"{field}.pool", self.pool, POOLS)
         checks.positive_integer(f"{field}.cue_tokens", self.cue_tokens)
         if self.cues == "self":
