@@ -1,11 +1,13 @@
 """Knowledge incorporation (SEAL's protocol): read passages of SQuAD, sleep, answer without them.
 
 ``N`` is how many passages are read: 1 (every learner one of its own, in one day) or a multiple of
-ten (all learners the same ones, over ten days with a night after each). Arms: ``wake_only``, one
-LoRA, and ``sleep``; what the model says before it has read anything is reported beside them.
+ten (all learners the same ones, over ten days with a night after each); ``N/DAYS`` says over how
+many days, ``200/1`` all in one, as SEAL does. Arms: ``wake_only``, one LoRA, and ``sleep``; what
+the model says before it has read anything is reported beside them.
 
     sleeplm run experiments/squad.py:1 --config.world=passages:eval200.jsonl
     sleeplm run experiments/squad.py:200 --config.world=passages:eval200.jsonl
+    sleeplm run experiments/squad.py:200/1 --config.world=passages:eval200.jsonl
     sleeplm run experiments/squad.py:1,FOLDER --config.data_dir=DIR
     sleeplm run experiments/squad.py:1 --config.arms="['dream']" --config.world=passages:FILE
     sleeplm run experiments/squad.py:1 --quick --config.world=passages:eval200.jsonl
@@ -46,11 +48,12 @@ Answer:"""
 
 
 def get_config(argument: str = "1") -> RetentionConfig:
-    """``N``, ``N,BACKBONE`` or ``N,BACKBONE,EOS``."""
+    """``N``, ``N,BACKBONE`` or ``N,BACKBONE,EOS``; ``N/DAYS`` in place of ``N``."""
     parts = argument.split(",")
     require(len(parts) <= 3, "config", argument, "must be N, N,BACKBONE or N,BACKBONE,EOS")
     count, backbone, eos = [*parts, "", ""][:3]
     days, passages = _days(count)
+    one = days == passages == 1
     if eos and not eos.isdigit():
         raise ConfigError("config", eos, "must be the id of the token that ends a text")
     found = find_backbone(backbone or SMOLLM2, max_len=MAX_LEN)
@@ -106,18 +109,18 @@ def get_config(argument: str = "1") -> RetentionConfig:
         chat=talks and not small,
         dream_chat=talks,
         general_tokens=2048,
-        seeds=8 if days == 1 else 1,
+        seeds=8 if one else 1,
         arms=["wake_only", "lora_sequential", "sleep"],
         probes=False,
         model=model,
         # Nothing is pretrained: this is for what "known" facts are told in.
         pretrain=PretrainConfig(length=MAX_LEN),
-        day=DayConfig(steps=12, epochs=12.0 if days == 1 else 6.0, batch=4, length=ROW, chunk=4),
+        day=DayConfig(steps=12, epochs=12.0 if one else 6.0, batch=4, length=ROW, chunk=4),
         schedule=ScheduleConfig(when="day_end"),
         dream=dream,
         sleep=night(
             teachers=teachers,
-            updates=48 if days == 1 else 96,
+            updates=48 if one else 96 if days > 1 else 192,
             rows=4,
             inner=16,
             learning_rate=1e-2,
@@ -146,9 +149,12 @@ def get_quick_config(argument: str = "1") -> RetentionConfig:
 
 def _days(count: str) -> tuple[int, int]:
     """Days, and passages of each."""
-    number = int(count) if count.isdigit() else 0
-    if number == 1:
-        return 1, 1
-    if number <= 0 or number % DAYS:
-        raise ConfigError("config", count, f"must be 1 or a multiple of {DAYS}, such as 200")
-    return DAYS, number // DAYS
+    number, slash, over = count.partition("/")
+    read = int(number) if number.isdigit() else 0
+    days = int(over) if over.isdigit() else 0
+    if not slash:
+        days = 1 if read == 1 else DAYS
+    if min(read, days) <= 0 or read % days:
+        remedy = f"must be 1, a multiple of {DAYS} such as 200, or N/DAYS such as 200/1"
+        raise ConfigError("config", count, remedy)
+    return days, read // days

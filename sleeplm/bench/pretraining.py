@@ -176,20 +176,44 @@ def _read(store: pathlib.Path, like: Params, run: Run) -> Params | None:
 
 
 def _write(store: pathlib.Path, params: Params, run: Run) -> None:
-    """Keeps the backbone for other runs; this one goes on if that is not possible."""
+    """Keeps the backbone for other runs; this one goes on if that is not possible.
+
+    It is written in a folder of this run's own and moved when it is whole: runs that train the same
+    backbone at once do not meet.
+    """
+    own = store.with_name(f"{store.name}.{_own_name(run)}")
     try:
         with hosts.fail_together():
             if run.leads:
-                store.mkdir(parents=True, exist_ok=True)
-        if not _is_there(store):
-            raise CheckpointError(f"{store}: is not what the first process has made")
-        with Checkpoints(store, keep=1, asynchronous=False) as checkpoints:
-            if not checkpoints.steps():
-                checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
+                own.mkdir(parents=True, exist_ok=True)
+        if not _is_there(own):
+            raise CheckpointError(f"{own}: is not what the first process has made")
+        with Checkpoints(own, keep=1, asynchronous=False) as checkpoints:
+            checkpoints.save(0, params, None, {"kind": "pretrained backbone"})
+        with hosts.fail_together():
+            if run.leads:
+                _move(own, store)
     except (SleepError, OSError) as error:
         if hosts.is_loss(error):
             raise
         run.say(f"the pretrained backbone is not cached: {error}")
+
+
+def _own_name(run: Run) -> str:
+    """The same in all processes of a run, and in no other run."""
+    return hashlib.sha256(str(run.directory.absolute()).encode()).hexdigest()[:8]
+
+
+def _move(own: pathlib.Path, store: pathlib.Path) -> None:
+    """What another run has put there meanwhile is the same and stays; what is unfinished goes."""
+    if store.exists() and not any(store.glob("[0-9]*")):
+        shutil.rmtree(store)
+    try:
+        own.rename(store)
+    except OSError:
+        if not store.exists():
+            raise
+        shutil.rmtree(own)
 
 
 def _is_there(store: pathlib.Path) -> bool:

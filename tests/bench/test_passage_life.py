@@ -74,7 +74,8 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("argument", "eos", "days"), [("1,{}", 2, 1), ("200,{}", 2, 10), ("1,{},3", 3, 1)]
+    ("argument", "eos", "days"),
+    [("1,{}", 2, 1), ("200,{}", 2, 10), ("200/1,{}", 2, 1), ("1,{},3", 3, 1)],
 )
 def test_the_experiment_takes_any_published_backbone(place, tmp_path, argument, eos, days):
     folder = tmp_path / "published"

@@ -148,3 +148,38 @@ def test_a_backbone_is_known_by_everything_that_it_depends_on(nursery):
     night = dataclasses.replace(one, sleep=dataclasses.replace(one.sleep, updates=0), days=1)
     assert cache_key(nursery.model, night, material) == key  # nights come later
     assert np.all([len(name) == 16 for name in keys])
+
+
+def test_runs_that_train_the_same_at_once_do_not_meet(nursery, first, monkeypatch):
+    """Both miss the backbone, and the second writes it while the first still does."""
+    save, places = Checkpoints.save, []
+
+    def slowly(checkpoints, *what):
+        if checkpoints.directory.parent == nursery.cache:
+            places.append(str(checkpoints.directory))
+            if len(places) == 1:
+                nursery.pretrained(nursery.run("at_once_2"))
+                assert nursery.store(0).is_dir()
+        return save(checkpoints, *what)
+
+    for e in (0, 1):
+        shutil.rmtree(nursery.store(e))
+    monkeypatch.setattr(Checkpoints, "save", slowly)
+    said = []
+    monkeypatch.setattr(Run, "say", lambda run, text: said.append(text))
+    nursery.pretrained(nursery.run("at_once_1"))
+    assert not [text for text in said if "not cached" in text]
+    assert len(set(places)) == len(places) == 4  # opening a directory removes unfinished saves
+    _, params = first
+    for e in (0, 1):
+        mine = jax.tree.map(lambda x, e=e: x[e], params)
+        assert tree.differing(nursery.stored(e), mine) == []
+    assert len(list(nursery.cache.iterdir())) == 2
+
+
+def test_an_unfinished_store_is_replaced(nursery, first):
+    shutil.rmtree(nursery.store(0))
+    nursery.store(0).mkdir()
+    nursery.pretrained(nursery.run("unfinished"))
+    _, params = first
+    assert tree.differing(nursery.stored(0), jax.tree.map(lambda x: x[0], params)) == []

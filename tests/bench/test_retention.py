@@ -33,7 +33,8 @@ EXPERIMENTS = [
     *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
 ]
 #: On SmolLM2, from the package that brings it.
-PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:20,smollm2,2"]
+PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:200/1"]
+PUBLISHED += ["squad:20,smollm2,2"]
 OTHERS = ["arc"]  # no days and nights
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 #: Two learners; students write as much as teachers do.
@@ -92,7 +93,9 @@ def test_every_experiment_file_is_among_them():
         ("retention_nights:400", "config = '400': must be one of 40, 200"),
         ("smollm2:squad", "config = 'squad': is of passages to read: run experiments/squad.py"),
         ("smollm2:clinc15", "world = 'clinc15': .*did you mean 'clinc150'"),
-        ("squad:7", "config = '7': must be 1 or a multiple of 10"),
+        ("squad:7", "config = '7': must be 1, a multiple of 10 such as 200, or N/DAYS"),
+        ("squad:7/2", "config = '7/2': must be 1, a multiple of 10 such as 200, or N/DAYS"),
+        ("squad:200/0", "config = '200/0': must be 1, a multiple of 10 such as 200, or N/DAYS"),
         ("squad:1,FOLDER,2,3", "config = '1,FOLDER,2,3': must be N, N,BACKBONE or N,BACKBONE,EOS"),
     ],
 )
