@@ -270,7 +270,7 @@ def export(
 
 
 def tokenizer_of(lived: Lived) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The tokenizer's files by name, and the keys of ``config.json`` that are about its ids.
+    """The tokenizer's files by name, and the keys of ``config.json`` that its model's source knows.
 
     For a backbone that comes from no folder: trained in the run, or out of a GGUF file. What ends
     a turn in such a file is not ``model.eos``, with which the run has ended texts.
@@ -278,17 +278,19 @@ def tokenizer_of(lived: Lived) -> tuple[dict[str, dict[str, Any]], dict[str, Any
     Raises:
       ConfigError: the run's texts, on which its tokenizer was trained, are no longer the same.
     """
-    max_len = lived.config.model.max_len
     if lived.config.backbone:
-        tokenizer = find_backbone(lived.config.backbone).read_tokenizer()
-        return imported_files(tokenizer, max_len), special_ids(tokenizer)
+        found = find_backbone(lived.config.backbone)
+        tokenizer = found.read_tokenizer()
+        # A run may have been held to shorter texts than the model was made for.
+        keys = {"max_position_embeddings": found.longest, **special_ids(tokenizer)}
+        return imported_files(tokenizer, found.longest), keys
     material = prepare(lived.config)
     if digest(material.curriculum) != lived.world:
         remedy = "its texts are not those that the run has read: the tokenizer would be another"
         raise ConfigError("world", lived.config.world, remedy)
     files = {
         TOKENIZER: hf_tokenizer(material.tokenizer),
-        TOKENIZER_CONFIG: hf_tokenizer_config(max_len),
+        TOKENIZER_CONFIG: hf_tokenizer_config(lived.config.model.max_len),
     }
     return files, {"pad_token_id": PAD}
 

@@ -85,6 +85,7 @@ class Bench:
             minilm(),
             decoders,
             sleep.accepts("minilm"),
+            length=max(64, 2 * sleep.length),
             eos=self.config.model.eos,
             rule=names_agree if sleep.judge_names else None,
         )

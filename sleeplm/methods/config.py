@@ -33,7 +33,8 @@ class TeacherConfig:
         do not begin with their cue are only ever told so.
       framed: its cues stand behind beginnings of wordings of its own, so that it also tells what
         names its subject late (see :mod:`sleeplm.methods.frames`); what is uncued then starts
-        from such a beginning alone.
+        from such a beginning alone. Frames have up to 14 tokens: of what does not fit into the
+        night's ``length`` with its cue, the end is cut.
       times: its sequences for every row of a minibatch.
       balance: of the days it tells of: 0, every day equally often; 1, every cue equally often.
     """

@@ -21,7 +21,7 @@ from sleeplm.core import checks
 from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Params, Variables
 from sleeplm.methods.config import THRESHOLDS
-from sleeplm.methods.rewards import Judge, before_eos
+from sleeplm.methods.rewards import Judge, before_eos, moved_left
 from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
 
 #: ``decode``: rows of tokens to their texts, special tokens left out.
@@ -130,7 +130,8 @@ def semantic_judge(
       decode: ``rows of tokens -> texts``, or one such function for each learner, of which
         ``batch["reader"]`` says the number.
       threshold: in [-1, 1]; docs/judge.md has how the default was calibrated.
-      length: T, word pieces of a sentence; longer ones are cut.
+      length: T, word pieces of a sentence; of longer ones the beginning is cut, as what is judged
+        stands at the end.
       eos: end-of-text token; what follows the first one is ignored.
       context: sentences begin with what stands before the judged tokens in the row. Without it
         only the judged tokens are compared, which may begin amid a word.
@@ -246,7 +247,7 @@ def _read(
         return out._replace(known=verdict)
     rows_of = sorted(zip(pieces_of(different), different, strict=True), key=lambda x: len(x[0]))
     texts = {text: i for i, (_, text) in enumerate(rows_of)}
-    pieces, length = padded([row for row, _ in rows_of], width)
+    pieces, length = padded([row for row, _ in rows_of], width, keep_end=True)
     out.pieces[: len(texts)], out.length[: len(texts)] = pieces, length
     ends = np.asarray([[texts[text] for text in pair] for pair in pairs], np.int32)
     asked = which >= 0
@@ -261,10 +262,13 @@ def _read(
 def _sentences(tokens: Array, mask: Array, eos: int, context: bool) -> tuple[Array, Array]:
     """The tokens to read of each row, moved to the left, and how many they are."""
     mask = mask.astype(bool)
-    if context:
-        # Up to the last judged token; nothing of a row of which nothing is judged.
-        mask = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
-    return before_eos(tokens, mask, eos)
+    if not context:
+        return before_eos(tokens, mask, eos)
+    # What ends a text may also begin one: only among the judged tokens is it an end.
+    ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
+    # Up to the last judged token; nothing of a row of which nothing is judged.
+    read = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
+    return moved_left(tokens, read & ~ended)
 
 
 def _widths(length: int) -> list[int]:

@@ -130,7 +130,11 @@ def before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
     """Masked tokens before the first masked ``eos``, moved to the left, and how many they are."""
     mask = mask.astype(bool)
     ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
-    kept = mask & ~ended
+    return moved_left(tokens, mask & ~ended)
+
+
+def moved_left(tokens: Array, kept: Array) -> tuple[Array, Array]:
+    """The kept tokens of each row in front, in their order, and how many they are."""
     order = jnp.argsort(~kept, axis=1, stable=True)
     return jnp.take_along_axis(tokens, order, axis=1), jnp.sum(kept, axis=1, dtype=jnp.int32)
 

@@ -116,8 +116,8 @@ class SentenceEncoder(NamedTuple):
 
     Attributes:
       encoder: the functions. params: their weights, on the device; never learned.
-      pieces: ``texts -> ids of each``, [CLS] and [SEP] included, at most ``max_len`` of them.
-      max_len: longest sentence in pieces; longer ones are cut.
+      pieces: ``texts -> ids of each``, [CLS] and [SEP] included, all of them.
+      max_len: longest sentence in pieces; :func:`padded` cuts longer ones.
     """
 
     encoder: Encoder
@@ -126,15 +126,22 @@ class SentenceEncoder(NamedTuple):
     max_len: int
 
 
-def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(
+    rows: Sequence[Sequence[int]], width: int, keep_end: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Word pieces as int32 [B, width] and their lengths int32 [B].
 
-    A longer sentence is cut, and keeps its last piece, [SEP].
+    A longer sentence is cut between its first piece, [CLS], and its last, [SEP].
+
+    Args:
+      keep_end: its beginning is what is cut, not its end.
     """
     out = np.zeros((len(rows), width), np.int32)
     length = np.zeros(len(rows), np.int32)
     for i, row in enumerate(rows):
-        cut = [*row[: width - 1], row[-1]] if len(row) > width else row
+        cut = row
+        if len(row) > width:
+            cut = [row[0], *row[1 - width :]] if keep_end else [*row[: width - 1], row[-1]]
         out[i, : len(cut)], length[i] = cut, len(cut)
     return out, length
 

@@ -114,6 +114,11 @@ def gguf_config(
     return with_context(config, given["context_length"], max_len, dtype, param_dtype)
 
 
+def context_length(file: GgufFile) -> int:
+    """The longest sequence, in tokens, that a GGUF file says its model is made for."""
+    return file.metadata[f"{file.metadata['general.architecture']}.context_length"]
+
+
 def shortest(number: float) -> float:
     """The decimal number that a float32 was made of: 1e-5, where 9.99999974e-06 is stored.
 

@@ -82,9 +82,14 @@ def read_config(
     """
     raw = read_raw(folder)
     config = model_config(raw)
+    return with_context(config, made_for(raw), max_len, dtype, param_dtype)
+
+
+def made_for(raw: Mapping[str, Any]) -> int:
+    """The longest sequence, in tokens, that a parsed ``config.json`` says its model is made for."""
     longest = raw.get("max_position_embeddings", 2048)
     checks.positive_integer(f"{CONFIG}: max_position_embeddings", longest)
-    return with_context(config, longest, max_len, dtype, param_dtype)
+    return longest
 
 
 def read_raw(folder: str | pathlib.Path) -> dict[str, Any]:

@@ -43,7 +43,9 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 #: Keys of a ``config.json`` that are about a file or a reader, not about the model.
-_NOT_THE_MODEL = ("max_position_embeddings", "torch_dtype", "bos_token_id", "eos_token_id")
+#: Keys that a run chooses for itself: a folder's own are handed on, or that it has none.
+ITS_OWN = ("max_position_embeddings", "bos_token_id", "eos_token_id")
+_NOT_THE_MODEL = ("torch_dtype", *ITS_OWN)
 
 
 def base_config(config: ModelConfig) -> ModelConfig:
@@ -177,6 +179,7 @@ def save_backbone(
     if source is not None:
         source = pathlib.Path(source).expanduser()
         raw = read_raw(source)
+        content = {k: v for k, v in content.items() if k in raw or k not in ITS_OWN}
         content |= _taken_over(source, raw, config)
         said = raw.get("torch_dtype", raw.get("dtype"))
         if dtype is None:
@@ -252,7 +255,7 @@ def _taken_over(
 ) -> dict[str, Any]:
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
-    kept = {"max_position_embeddings", "bos_token_id", "eos_token_id", *IGNORED}
+    kept = {*ITS_OWN, *IGNORED}
     kept -= {"dtype", "torch_dtype"}
     return {key: value for key, value in raw.items() if key in kept}
 

@@ -17,6 +17,7 @@ from sleeplm.pretrained.json_files import read_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARDS = "model-*.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
     """Every tensor of a folder's safetensors by name, as a slice that is read when indexed.
 
     Raises:
-      ConfigError: no such files, or one that is cut off or no safetensors.
+      ConfigError: no such files, or one that is cut off or no safetensors; a tensor of another
+        type, as of quantised weights.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(pathlib.Path(folder).expanduser()):
@@ -54,6 +56,8 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
                 for name in file.keys():  # noqa: SIM118
                     found = file.get_slice(name)
                     shape, dtype = tuple(found.get_shape()), found.get_dtype()
+                    remedy = f"must be one of {', '.join(FLOATS)}"
+                    checks.require(dtype in FLOATS, f"type of {name}", dtype, remedy)
                     tensors[name] = StoredTensor(path, name, shape, dtype)
         except (OSError, safetensors.SafetensorError) as error:
             raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None

@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_files import open_folder
 
+HEAD = "lm_head.weight"
 CHUNK = 1 << 18  # numbers that are read at once
 ALIGNMENT = 64  # a CPU device takes a buffer over as it is only from such addresses
 
@@ -81,7 +83,7 @@ def sources(config: ModelConfig) -> PyTree:
         "final_norm": Source("model.norm.weight"),
     }
     if not config.tie_embeddings:
-        tree["unembed"] = Source("lm_head.weight", transposed=True)
+        tree["unembed"] = Source(HEAD, transposed=True)
     return tree
 
 
@@ -123,6 +125,8 @@ def load_params(
     """
     with open_folder(folder) as tensors:
         tree = sources(config)
+        if config.tie_embeddings:
+            _check_tied(tensors)
         kept = {name: tensors[name] for name in tensors if not _may_stay(config, name)}
         check_tensors(kept, config, tree, "config.json says")
         return assemble(kept, config, tree, shardings, learners)
@@ -183,9 +187,24 @@ def check_tensors(
         raise ConfigError(f"tensor {left[0]}", "left over", "this architecture has no such tensor")
 
 
+def _check_tied(tensors: Mapping[str, Tensor]) -> None:
+    """A written-out copy of tied embeddings has to be one: else the model is another one."""
+    names = "model.embed_tokens.weight", HEAD
+    if not all(name in tensors for name in names):
+        return
+    embed, head = (tensors[name] for name in names)
+    same = tuple(embed.get_shape()) == (shape := tuple(head.get_shape()))
+    step = max(CHUNK // max(shape[1] if len(shape) == 2 else 1, 1), 1)
+    for start in range(0, shape[0] if same else 0, step):
+        part = (slice(start, min(start + step, shape[0])),)
+        same = same and np.array_equal(embed[part], head[part], equal_nan=True)
+    remedy = f"must be false, as {HEAD} differs from {names[0]}"
+    checks.require(same, "config.json: tie_word_embeddings", True, remedy)
+
+
 def _may_stay(config: ModelConfig, name: str) -> bool:
     """Buffers of old exports, and a written-out copy of tied embeddings."""
-    tied = config.tie_embeddings and name == "lm_head.weight"
+    tied = config.tie_embeddings and name == HEAD
     return tied or name.endswith("rotary_emb.inv_freq")
 
 

@@ -100,7 +100,7 @@ def load_encoder(folder: str | pathlib.Path) -> SentenceEncoder:
     checks.positive_integer(f"{LIMITS}: max_seq_length", most)
     most = min(most, config.max_positions)
     return SentenceEncoder(
-        Encoder(config), _load_params(root, config), _word_pieces(root, most), most
+        Encoder(config), _load_params(root, config), _word_pieces(root), most
     )
 
 
@@ -215,13 +215,13 @@ def _pooling_folder(root: pathlib.Path) -> str:
     return pooling
 
 
-def _word_pieces(root: pathlib.Path, most: int) -> Callable[[Sequence[str]], list[list[int]]]:
+def _word_pieces(root: pathlib.Path) -> Callable[[Sequence[str]], list[list[int]]]:
     try:
         reader = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
     reader.no_padding()
-    reader.enable_truncation(most)
+    reader.no_truncation()
 
     def pieces(texts: Sequence[str]) -> list[list[int]]:
         return [item.ids for item in reader.encode_batch(list(texts))]

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.config import ModelConfig
-from sleeplm.pretrained.gguf_config import gguf_config
+from sleeplm.pretrained.gguf_config import context_length, gguf_config
 from sleeplm.pretrained.gguf_file import GgufFile, read_gguf, smollm2_file
 from sleeplm.pretrained.gguf_tokenizer import gguf_tokenizer
 from sleeplm.pretrained.gguf_weights import load_gguf
-from sleeplm.pretrained.hf_config import read_config
+from sleeplm.pretrained.hf_config import made_for, read_config, read_raw
 from sleeplm.pretrained.hf_tokenizer import read_tokenizer
 from sleeplm.pretrained.hf_weights import load_params
 from sleeplm.pretrained.tokenizer import ImportedTokenizer
@@ -30,11 +30,13 @@ class Published:
       load: ``(config, shardings=None, learners=None) -> Params``, as
         :func:`~sleeplm.pretrained.hf_weights.load_params` with the folder known.
       read_tokenizer: ``() -> ImportedTokenizer``.
+      longest: sequence that the model was made for, in tokens; ``config.max_len`` is at most that.
     """
 
     config: ModelConfig
     load: Callable[..., Params]
     read_tokenizer: Callable[[], ImportedTokenizer]
+    longest: int
 
 
 def folder_of(name: str) -> pathlib.Path | None:
@@ -75,6 +77,7 @@ def find_backbone(
             config=read_config(folder, **settings),  # type: ignore[arg-type]
             load=functools.partial(load_params, folder),
             read_tokenizer=functools.partial(read_tokenizer, folder),
+            longest=made_for(read_raw(folder)),
         )
     path = smollm2_file() if name == SMOLLM2 else pathlib.Path(name).expanduser()
     file = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
@@ -88,4 +91,5 @@ def find_backbone(
         config=gguf_config(file, **settings),  # type: ignore[arg-type]
         load=load,
         read_tokenizer=functools.partial(gguf_tokenizer, file),
+        longest=context_length(file),
     )

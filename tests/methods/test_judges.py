@@ -162,6 +162,34 @@ def test_context_is_what_stands_before_and_nothing_behind_the_judged_tokens(tiny
     assert read == [(["w5 w6 w8"], ["w10"]), (["w8"], ["w10"])]
 
 
+def test_what_ends_a_text_may_also_begin_it():
+    """As the tokens of models without a begin of text do: bos is eos."""
+    tokens = jnp.asarray([[EOS, 5, 6, 8, EOS, 9], [EOS, 5, 6, EOS, 0, 0], [EOS, 5, 6, 8, 9, 7]])
+    mask = jnp.asarray([[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 1]])
+    read = []
+
+    def same(candidates, references):
+        read.extend(candidates)
+        return [True] * len(candidates)
+
+    others = (jnp.full((3, 2), 10), jnp.ones((3, 2), bool))
+    text_judge(same, decode)({}, tokens, mask, *others)
+    assert read == ["w5 w6 w8", "w5 w6", "w5 w6 w8 w9 w7"]
+
+
+def test_of_a_sentence_that_is_too_long_the_end_is_judged(tiny_encoder):
+    """What is judged stands behind its context, which both sides share."""
+    context = [10 + i % 5 for i in range(50)]
+    said, told = (jnp.asarray([[*context, *end]]) for end in ([5, 6, 7], [30, 31, 32]))
+    mask = jnp.arange(53)[None] >= 50
+    judge = semantic_judge(tiny_encoder, decode, 0.999, length=16)
+    assert judge({}, said, mask, told, mask).tolist() == [0.0]
+    kept = by_hand(tiny_encoder, *([decode([x[0, -14:].tolist()])[0]] for x in (said, told)))
+    for threshold in (kept[0] - 1e-4, kept[0] + 1e-4):
+        judge = semantic_judge(tiny_encoder, decode, threshold, length=16)
+        assert judge({}, said, mask, told, mask).tolist() == [float(threshold < kept[0])]
+
+
 def test_a_judge_on_the_host_is_asked_about_different_pairs_that_are_not_equal():
     asked = []
 

@@ -191,6 +191,22 @@ def test_tokenizer_and_other_keys_are_taken_over_from_the_folder_that_it_came_fr
         save_backbone(out, dataclasses.replace(config, d_model=32), params, source=source)
 
 
+def test_what_the_folder_it_came_from_does_not_say_a_run_does_not_say_for_it(tmp_path):
+    """A run's own shortest context, and ends that it has chosen, are no part of the model."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    config = config_of()
+    params = save(source, config)
+    raw = json.loads((source / "config.json").read_text())
+    own = ("max_position_embeddings", "bos_token_id", "eos_token_id")
+    rest = {key: value for key, value in raw.items() if key not in own}
+    assert len(raw) == len(rest) + 3
+    (source / "config.json").write_text(json.dumps(rest))
+    save_backbone(out, config, params, source=source)
+    assert json.loads((out / "config.json").read_text()) == rest
+
+
 NARROW = {
     "bfloat16": lambda name: "bfloat16",
     "float16": lambda name: "float16",

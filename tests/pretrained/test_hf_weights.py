@@ -181,8 +181,11 @@ def test_a_shape_that_disagrees_with_the_configuration_is_named(shards):
 
 def test_buffers_and_a_copy_of_tied_embeddings_may_stay(config, folder):
     tied = model_config(RAW | {"tie_word_embeddings": True})
-    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    spoil(folder, "model-1.safetensors", lambda t: t.update({extra: np.zeros(2, np.float32)}))
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    extra = {buffer: np.zeros(2, np.float32)}
+    extra["lm_head.weight"] = tensors_of(config)["model.embed_tokens.weight"]
+    for shard in ("model-1.safetensors", "model-2.safetensors"):
+        spoil(folder, shard, lambda t: t.update({n: x for n, x in extra.items() if n in {*t, buffer}}))
     assert "unembed" not in load_params(folder, tied)
 
 
@@ -232,3 +235,32 @@ def test_shards_without_their_index_are_named(folder):
 def test_an_index_that_is_none_is_refused(tmp_path, content, said):
     (tmp_path / INDEX).write_text(content)
     assert said in refused(tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [1 << 18, 16])
+def test_a_copy_of_tied_embeddings_has_to_be_one(tmp_path, monkeypatch, chunk):
+    """Else the folder is of a model that has an output matrix of its own."""
+    monkeypatch.setattr(hf_weights, "CHUNK", chunk)
+    config = model_config({**RAW, "tie_word_embeddings": True})
+    tensors = tensors_of(config)
+    head = tensors["model.embed_tokens.weight"].copy()
+
+    def load(head):
+        save_file({**tensors, "lm_head.weight": head}, tmp_path / SINGLE)
+        return load_params(tmp_path, config)
+
+    assert "unembed" not in load(head)
+    head[-1, 0] += 1
+    for other in (head, head[:, :3].copy(), head[0].copy()):
+        with pytest.raises(ConfigError, match=r"tie_word_embeddings = True: must be false, as lm"):
+            load(other)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.bool_, ml_dtypes.float8_e4m3fn])
+def test_tensors_of_other_types_than_floats_are_refused_by_name(config, tmp_path, dtype):
+    tensors = tensors_of(config)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].astype(dtype)
+    save_file(tensors, tmp_path / SINGLE)
+    with pytest.raises(ConfigError, match=f"type of {name} = .*: must be one of F64, F32, F16"):
+        load_params(tmp_path, config)

@@ -52,7 +52,9 @@ def test_what_it_is_handed_on_with_ends_where_its_file_says_not_where_the_run_en
     )
     files, ids = tokenizer_of(Lived(config, None, None, {}, {}, ""))  # type: ignore[arg-type]
     tokenizer = file.read_tokenizer()
-    assert ids == {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    longest = {"max_position_embeddings": 8192}  # not the 64 of this run
+    assert ids == {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2} | longest
+    assert files["tokenizer_config.json"]["model_max_length"] == 8192
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "config.json").write_text(json.dumps(ids))
