@@ -50,11 +50,9 @@ def _kernels(node: PyTree) -> PyTree:
 def _adapter(kernel: Array, rank: int, drawn: Array) -> dict[str, Array]:
     """An adapter whose A has the numbers ``drawn``, float32 [N * in * R], of unit variance."""
     layers, fan_in, fan_out = kernel.shape
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)  # small steps vanish in narrower types
     a = drawn.reshape(layers, fan_in, rank) * fan_in**-0.5
-    return {
-        "a": a.astype(kernel.dtype),
-        "b": jnp.zeros((layers, rank, fan_out), kernel.dtype),
-    }
+    return {"a": a.astype(wide), "b": jnp.zeros((layers, rank, fan_out), wide)}
 
 
 def merged(variables: Variables) -> Variables:
@@ -67,7 +65,8 @@ def merged(variables: Variables) -> Variables:
         if adapters is None:
             return node
         if not isinstance(node, dict):
-            return node + jnp.einsum("nir,nro->nio", adapters["a"], adapters["b"])
+            low = jnp.einsum("nir,nro->nio", adapters["a"], adapters["b"])
+            return (node + low).astype(node.dtype)
         return {name: add(child, adapters.get(name)) for name, child in node.items()}
 
     rest = {name: leaf for name, leaf in params.items() if name != ADAPTERS}

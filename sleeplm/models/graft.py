@@ -36,10 +36,11 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
     remedy += "one of them may be of kind 'replace'"
     alone = config.wiring != "independent" or len(plain) == 1
     require(alone, "model.levels", [lv.name for lv in plain], remedy)
-    return dataclasses.replace(config, levels=plain, wiring="sequential")
+    usual = ModelConfig.memory_dtype  # it has no memories
+    return dataclasses.replace(config, levels=plain, wiring="sequential", memory_dtype=usual)
 
 
-def graft(model: Model, backbone: Params, key: Array) -> Params:
+def graft(model: Model, backbone: Params, key: Array, copy: bool = True) -> Params:
     """Parameters of ``model`` around those of a trained backbone.
 
     Levels and experts that the backbone lacks are fresh. Grafted levels and closed experts add
@@ -48,21 +49,29 @@ def graft(model: Model, backbone: Params, key: Array) -> Params:
 
     Args:
       backbone: parameters of a model of :func:`backbone_config`.
+      copy: as a learner's steps need it, which take its buffers for their own; without it, what is
+        returned shares the backbone's.
     """
-    fresh = model.init(key)
     donors = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(backbone)}
     taken = set()
 
-    def take(path: tuple, leaf: Array) -> Array:
+    def lacking(key: Array) -> list[Array]:
+        leaves = jax.tree_util.tree_leaves_with_path(model.init(key))
+        return [leaf for path, leaf in leaves if jax.tree_util.keystr(path) not in donors]
+
+    # Compiled, so that what the backbone has is not drawn at random first: it is most of the model.
+    fresh = iter(jax.jit(lacking)(key))
+
+    def take(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
         name = jax.tree_util.keystr(path)
         if name not in donors:
-            return leaf
+            return next(fresh)
         taken.add(name)
         remedy = f"the model has {leaf.shape} of this parameter"
         require(donors[name].shape == leaf.shape, f"backbone{name}", donors[name].shape, remedy)
-        return jnp.copy(donors[name])  # the learner's buffers are donated, the backbone's not
+        return jnp.copy(donors[name]) if copy else donors[name]
 
-    params = jax.tree_util.tree_map_with_path(take, fresh)
+    params = jax.tree_util.tree_map_with_path(take, jax.eval_shape(model.init, key))
     if missing := sorted(set(donors) - taken):
         raise ConfigError("backbone", missing[0], "the model has no such parameter")
     plain = jax.eval_shape(Model(backbone_config(model.config)).init, key)

@@ -118,14 +118,16 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, active: Array, explore: Array | None) -> Array:
-        lv, pdt = self.level, jnp.dtype(self.config.param_dtype)
-        x = RMSNorm(self.config.norm_eps, pdt, name="norm")(x)
+        lv, c = self.level, self.config
+        mdt = jnp.dtype(c.memory_dtype)
+        pdt = mdt if lv.kind == "graft" else jnp.dtype(c.param_dtype)
+        x = RMSNorm(c.norm_eps, pdt, name="norm")(x)
         mlp = SwiGLU(lv.width, pdt, zero_output=lv.kind == "graft", name="base")
         out = mlp(x) if self.run_base or self.is_initializing() else jnp.zeros_like(x)
         if not lv.slots:
             return out
         d_model = x.shape[-1]
-        zeros = functools.partial(jnp.zeros, dtype=pdt)
+        zeros = functools.partial(jnp.zeros, dtype=mdt)
         experts = self.param(
             "experts",
             lambda _: {
@@ -138,8 +140,7 @@ class Level(nn.Module):
         )
         index, weight = route(x, router, active, top_k=lv.top_k, gate=lv.gate, explore=explore)
         self.sow("intermediates", "gates", (index, weight))  # kept only if asked for: see gates()
-        dispatch = self.config.dispatch
-        return out + apply_experts(x, experts, index, weight, dispatch, lv.activation, active)
+        return out + apply_experts(x, experts, index, weight, c.dispatch, lv.activation, active)
 
 
 class Levels(nn.Module):

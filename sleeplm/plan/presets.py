@@ -21,8 +21,8 @@ def plan_of(model: ModelConfig, *, rows: int = 1, length: int = 2048) -> PlanCon
       rows, length: of a wake step, see :class:`~sleeplm.plan.config.PlanConfig`.
     """
     model = dataclasses.replace(
-        model, dtype="bfloat16", param_dtype="bfloat16", scan_layers=True, remat=True,
-        dispatch="dense", max_len=length,
+        model, dtype="bfloat16", param_dtype="bfloat16", memory_dtype="bfloat16",
+        scan_layers=True, remat=True, dispatch="dense", max_len=length,
     )  # fmt: skip
     night = paper_v2(updates=100, inner=1, epochs=1, lam=0.0, alpha=1.0, cue_tokens=8)
     dream = DreamConfig(

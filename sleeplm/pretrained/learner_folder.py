@@ -69,7 +69,7 @@ def load_learner(
     """
     memories = read_memories(folder)
     model = Model(memories.config)
-    params = graft(model, load_base(base or folder, memories), jax.random.key(0))
+    params = graft(model, load_base(base or folder, memories), jax.random.key(0), copy=False)
     params, slots = put_levels(params, model.init_slots(), memories)
     return model, {"params": params, "slots": slots}
 

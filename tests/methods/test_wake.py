@@ -191,3 +191,15 @@ def test_in_the_nested_wiring_the_fast_level_restarts_from_the_slow_one(tiny):
         assert (tree.differing(bits[0], bits[1]) == []) is moved["middle"]
         if moved["slow"]:
             assert tree.differing(bits[0], bits[2]) == []
+
+
+def test_on_a_backbone_in_bfloat16_the_norm_of_a_level_learns_too(tiny):
+    """A step of 5e-4 beside a number of about 1 is none in bfloat16."""
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        low = {"dtype": "bfloat16", "param_dtype": "bfloat16", "memory_dtype": dtype}
+        levels = [tiny.level("fast", kind="graft", period=1, learning_rate=5e-4), tiny.level("slow")]
+        states, _ = live(tiny, tiny.model(levels, **low), 6)
+        norms = [get_level(s.params, "fast")["norm"]["scale"] for s in (states[0], states[-1])]
+        moved[dtype] = float(np.abs(np.asarray(norms[1] - norms[0], np.float32)).max())
+    assert moved["float32"] > 1e-3 and moved["bfloat16"] == 0

@@ -208,7 +208,8 @@ def test_parameters_are_the_same_tree_and_bits_whether_layers_are_scanned_or_not
 
 
 def test_parameters_have_the_documented_places_shapes_and_type():
-    params = jax.jit(tiny(tie_embeddings=False, param_dtype="bfloat16").init)(jax.random.key(0))
+    low = {"param_dtype": "bfloat16", "memory_dtype": "bfloat16"}
+    params = jax.jit(tiny(tie_embeddings=False, **low).init)(jax.random.key(0))
     assert sorted(params) == ["blocks", "embed", "final_norm", "unembed"]
     fast = params["blocks"]["levels"]["fast"]
     shapes = jax.tree.map(jnp.shape, fast)
@@ -217,6 +218,16 @@ def test_parameters_have_the_documented_places_shapes_and_type():
     assert shapes["experts"] == {"a": (2, 3, 16, 2), "b": (2, 3, 2, 16)}
     assert shapes["router"] == {"w": (2, 16, 3), "bias": (2, 3)}
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+def test_what_learns_on_a_narrow_backbone_is_wide_unless_asked_otherwise():
+    levels = [dataclasses.replace(TINY.levels[0], kind="graft"), TINY.levels[1]]
+    params = jax.jit(tiny(levels=levels, param_dtype="bfloat16").init)(jax.random.key(0))
+    fast, slow = (params["blocks"]["levels"][name] for name in ("fast", "slow"))
+    wide = [fast, slow["experts"], slow["router"]]
+    narrow = [params["embed"], params["blocks"]["attn"], slow["base"], slow["norm"]]
+    for trees, dtype in ((wide, "float32"), (narrow, "bfloat16")):
+        assert {x.dtype.name for x in jax.tree.leaves(trees)} == {dtype}
 
 
 def test_every_layer_and_every_key_starts_differently():

@@ -20,8 +20,8 @@ def small():
         slow = LevelConfig("slow", width=128, slots=4, rank=4, top_k=4)
         model = ModelConfig(
             vocab_size=256, d_model=64, n_layers=2, n_heads=2, n_kv_heads=2, max_len=64,
-            levels=[fast, slow], dtype="bfloat16", param_dtype="bfloat16", scan_layers=True,
-            remat=True, dispatch="dense",
+            levels=[fast, slow], dtype="bfloat16", param_dtype="bfloat16",
+            memory_dtype="bfloat16", scan_layers=True, remat=True, dispatch="dense",
         )  # fmt: skip
         night = paper_v2(updates=1, inner=1, epochs=1, lam=0.0, alpha=1.0, cue_tokens=4)
         dream = DreamConfig(dreams=4, context_tokens=8, new_tokens=8, keep=1, extra=1, steps=2)

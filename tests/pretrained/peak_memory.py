@@ -1,6 +1,6 @@
 """How much memory an import takes at most: ``python tests/pretrained/peak_memory.py PATH DTYPE``.
 
-PATH is a Hugging Face folder or a GGUF file. One line of JSON: ``model`` is the size of the
+PATH is a Hugging Face folder, alone or with memories for it, or a GGUF file. One line of JSON: ``model`` is the size of the
 parameters in bytes, ``peak`` the most resident memory that the process has had since before the
 file was opened (Linux' VmHWM: its own memory and the pages of files that it had mapped), less what
 it had then; ``anon`` is how much more memory of its own it holds at the end (RssAnon).
@@ -20,11 +20,15 @@ from sleeplm.pretrained.gguf_file import read_gguf
 from sleeplm.pretrained.gguf_weights import load_gguf
 from sleeplm.pretrained.hf_config import read_config
 from sleeplm.pretrained.hf_weights import load_params
+from sleeplm.pretrained.learner_folder import load_learner
+from sleeplm.pretrained.memory_files import has_memories
 
 STATUS = pathlib.Path("/proc/self/status")
 
 
 def load(path: pathlib.Path, dtype: str):
+    if has_memories(path):
+        return load_learner(path)[1]["params"]
     if path.is_dir():
         return load_params(path, read_config(path, param_dtype=dtype))
     file = read_gguf(path)

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sleeplm.pretrained.hf_config import model_config
-from sleeplm.pretrained.hf_weights import tensor_shapes
+from sleeplm.pretrained.grafts import cheap
+from sleeplm.pretrained.hf_config import model_config, read_config
+from sleeplm.pretrained.hf_export import base_digest
+from sleeplm.pretrained.hf_weights import load_params, tensor_shapes
+from sleeplm.pretrained.memories import Memories
+from sleeplm.pretrained.memory_files import write_memories
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "pretrained" / "peak_memory.py"
@@ -74,6 +78,19 @@ def test_a_folder_takes_at_most_a_fifth_more_than_its_parameters(folder, dtype, 
     assert 120e6 < found["model"] / size < 130e6
     assert found["anon"] > 0.95 * found["model"]  # it is all there, and was counted
     assert found["peak"] <= 1.2 * found["model"]
+
+
+def test_a_learner_takes_little_more_than_its_base(folder, tmp_path):
+    """Not another model's worth of random numbers, nor of copies."""
+    config = read_config(folder, max_len=64)
+    base = load_params(folder, config)
+    model = cheap(config, slots=2, width=8, rank=2)
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    write_memories(tmp_path, Memories(base_digest(config, base), model, True, (), {}, {}))
+    del base
+    found = measure(tmp_path, "float32")
+    assert found["peak"] <= 1.4 * found["model"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
