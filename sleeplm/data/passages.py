@@ -4,7 +4,8 @@ Three layouts, told apart by what they hold; each may be packed (``.gz``):
 
 * SQuAD's own, ``{"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [{"question":
   ..., "answers": [{"text": ...}, ...]}]}]}]}``. Questions of version 2 that have no answer
-  (``is_impossible``) are left out, and passages that have no others. Titles have spaces for ``_``.
+  (``is_impossible``) are left out, and passages that have no others or none. Titles have spaces for
+  ``_``.
 * a list of ``{"context": ..., "questions": [{"question": ..., "answer": ...}, ...]}``, with a
   ``title`` if there is one; ``"answers": ["...", "..."]`` instead of ``answer`` names several that
   are accepted, the first of which is the one that an exam expects.
@@ -92,6 +93,8 @@ def _squad(at: _Place, content: Mapping[str, Any]) -> Iterator[Passage]:
         title = _title(at.of("data", i), article).replace("_", " ")
         for j, paragraph in _entries(at.of("data", i), article, "paragraphs"):
             where = at.of("data", i, "paragraphs", j)
+            if paragraph.get("qas") == []:
+                continue
             context = _context(where, paragraph)
             questions = [
                 PassageQuestion(*_squad_question(where.of("qas", k), qa))

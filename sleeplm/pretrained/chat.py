@@ -93,6 +93,6 @@ def _jinja(template: str, messages: Any, add_generation_prompt: bool, tokens: An
         return sandbox.from_string(template, {"raise_exception": refuse}).render(
             messages=messages, add_generation_prompt=add_generation_prompt, **tokens
         )
-    except jinja2.exceptions.TemplateError as error:
+    except Exception as error:  # a template is a program: it may fail in any way
         remedy = f"cannot render these messages: {error}"
         raise ConfigError("chat_template", template[:40], remedy) from None

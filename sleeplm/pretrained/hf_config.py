@@ -31,7 +31,7 @@ def keys_of(text: str) -> frozenset[str]:
 
 #: Keys that change nothing of what the model computes here.
 IGNORED = keys_of("""
-    architectures auto_map pad_token_id cls_token_id sep_token_id
+    pad_token_id cls_token_id sep_token_id
     dtype torch_dtype transformers_version transformers.js_config use_cache initializer_range
     is_llama_config max_window_layers pretraining_tp name_or_path _name_or_path id2label label2id
     return_dict output_attentions output_hidden_states chunk_size_feed_forward problem_type
@@ -55,7 +55,7 @@ SIZES = keys_of("""
 USED = SIZES | keys_of("""
     model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta
     rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
-    bos_token_id eos_token_id
+    bos_token_id eos_token_id architectures auto_map
 """)
 #: What ``transformers`` takes for keys that are left out.
 DEFAULT_HEAD = {"llama": 0, "qwen3": 128}
@@ -130,6 +130,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     tied = raw.get("tie_word_embeddings")
     remedy = "must be true or false"
     checks.require(tied in (None, True, False), f"{CONFIG}: tie_word_embeddings", tied, remedy)
+    _check_code(raw)
     _check_layers(raw)
     theta, scaling = read_rope(raw, CONFIG)
     heads = raw["num_attention_heads"]
@@ -142,7 +143,8 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         d_model=raw["hidden_size"],
         n_layers=raw["num_hidden_layers"],
         n_heads=heads,
-        n_kv_heads=raw.get("num_key_value_heads") or DEFAULT_KV_HEADS[family] or heads,
+        # As its library has it: a key that says null is not one that is left out.
+        n_kv_heads=raw.get("num_key_value_heads", DEFAULT_KV_HEADS[family]) or heads,
         head_dim=raw.get("head_dim") or DEFAULT_HEAD[family],
         levels=[mlp],
         rope_theta=theta,
@@ -172,6 +174,19 @@ def _check_key(key: str, value: Any) -> None:
         checks.require(value in FIXED[key], f"{CONFIG}: {key}", value, remedy)
         return
     raise ConfigError(f"{CONFIG}: {key}", value, "is not supported: no such key is known here")
+
+
+def _check_code(raw: Mapping[str, Any]) -> None:
+    """Another head or code of its own would compute something else from the same weights."""
+    remedy = "must name causal language models"
+    for name in raw.get("architectures") or []:
+        known = isinstance(name, str) and name.endswith(("ForCausalLM", "Model"))
+        checks.require(known, f"{CONFIG}: architectures", name, remedy)
+    own = raw.get("auto_map") or {}
+    for name in own if isinstance(own, dict) else [own]:
+        remedy = "is a model with code of its own, which is not run"
+        foreign = str(name).startswith("AutoModel")
+        checks.require(not foreign, f"{CONFIG}: auto_map", name, remedy)
 
 
 def _check_layers(raw: Mapping[str, Any]) -> None:

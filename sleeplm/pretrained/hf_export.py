@@ -255,7 +255,7 @@ def _taken_over(
 ) -> dict[str, Any]:
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
-    kept = {*ITS_OWN, *IGNORED}
+    kept = {*ITS_OWN, *IGNORED, "architectures", "auto_map"}
     kept -= {"dtype", "torch_dtype"}
     return {key: value for key, value in raw.items() if key in kept}
 

@@ -35,32 +35,35 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
         text.
     """
     root = pathlib.Path(folder).expanduser()
-    model = read_object(root / TOKENIZER, "tokenizer").get("model")
+    content = read_object(root / TOKENIZER, "tokenizer")
+    model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     checks.one_of(f"{TOKENIZER}: model.type", kind, ("BPE",))
     try:
         bpe = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ConfigError(str(root / TOKENIZER), TOKENIZER, f"cannot be read: {error}") from None
+    _check_parts(content)
     settings = _if_there(root / SETTINGS)
-    others = [_if_there(root / name) for name in IDS]
+    template = _template(root, settings)
+    others = [(name, _if_there(root / name)) for name in IDS]
 
     def ids(name: str) -> list[int]:
+        field = f"{SETTINGS}: {name}_token"
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
+        checks.require(isinstance(token, str | None), field, token, "must be a token's text")
         named = bpe.token_to_id(token) if token else None
-        if token and named is None:
-            remedy = "the vocabulary has no such token"
-            raise ConfigError(f"{SETTINGS}: {name}_token", token, remedy)
-        given = [o[f"{name}_token_id"] for o in others if o.get(f"{name}_token_id") is not None]
-        found = given[0] if given else []
-        several: list[int] = found if isinstance(found, list) else [found]
+        remedy = "the vocabulary has no such token"
+        checks.require(not token or named is not None, field, token, remedy)
+        given = (_ids(file, f"{name}_token_id", content) for file, content in others)
+        several: list[int] = next((found for found in given if found is not None), [])
         return several if named is None else [named, *several]
 
     ends = ids("eos")
     checks.require(bool(ends), f"{SETTINGS}: eos_token", None, "must name what ends a text")
     pad, bos = (next(iter(ids(name)), ends[0]) for name in ("pad", "bos"))
-    return ImportedTokenizer(bpe, pad, bos, ends[0], tuple(ends), _template(root, settings))
+    return ImportedTokenizer(bpe, pad, bos, ends[0], tuple(ends), template)
 
 
 def tokenizer_files(tokenizer: ImportedTokenizer, max_len: int) -> dict[str, dict[str, Any]]:
@@ -92,12 +95,39 @@ def special_ids(tokenizer: ImportedTokenizer) -> dict[str, Any]:
     }
 
 
+def _ids(file: str, key: str, content: dict[str, Any]) -> list[int] | None:
+    """Ids under a key, one or several, or None; negative ones stand for none (old Llamas)."""
+    found = content.get(key)
+    listed = found if isinstance(found, list) else [found]
+    if found is None or listed == [-1]:
+        return None
+    ok = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in listed)
+    checks.require(ok, f"{file}: {key}", found, "must be the id of a token, or a list of such")
+    return listed
+
+
 def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:
-    path = root / TEMPLATE
-    found = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
+    path, found, field = root / TEMPLATE, settings.get("chat_template"), f"{SETTINGS}: chat_template"
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(TEMPLATE, str(path), f"cannot be read: {error}") from None
     if isinstance(found, list):  # several by name
+        named = all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in found)
+        checks.require(named, field, found, "must be templates, each with its name")
         found = {one["name"]: one["template"] for one in found}.get("default")
+    checks.require(isinstance(found, str | None), field, found, "must be a Jinja template")
     return found
+
+
+def _check_parts(content: dict[str, Any]) -> None:
+    """Texts are encoded in parts, with special tokens between them: each part begins no text."""
+    top = content.get("pre_tokenizer") or {}
+    for part in (top, *(top.get("pretokenizers") or [])):
+        scheme = part.get("prepend_scheme")
+        remedy = "is not supported: use always or never"
+        checks.require(scheme != "first", f"{TOKENIZER}: prepend_scheme", scheme, remedy)
 
 
 def _if_there(path: pathlib.Path) -> dict[str, Any]:

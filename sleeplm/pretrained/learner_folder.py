@@ -28,6 +28,7 @@ from sleeplm.pretrained.hf_files import INDEX, SINGLE, weight_files
 from sleeplm.pretrained.hf_weights import load_params
 from sleeplm.pretrained.memories import Memories
 from sleeplm.pretrained.memory_files import has_memories, read_memories, write_memories
+from sleeplm.pretrained.published import folder_of
 from sleeplm.pretrained.receive import join, newborn, put_levels, require_base
 from sleeplm.pretrained.tensor_files import new_folder
 
@@ -42,6 +43,8 @@ def load_base(folder: str | pathlib.Path, memories: Memories) -> Params:
     Raises:
       ConfigError: it is another, or cannot be read.
     """
+    remedy = "must be a Hugging Face folder, as `sleeplm export` writes"
+    checks.require(folder_of(str(folder)) is not None, "base", str(folder), remedy)
     config = base_config(memories.config)
     found = read_config(folder, dtype=config.dtype, param_dtype=config.param_dtype)
     require_same_backbone(found, config, "base")

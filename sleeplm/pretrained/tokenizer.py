@@ -52,9 +52,10 @@ class ImportedTokenizer:
         self.bpe.no_padding()
         self.bpe.no_truncation()
         self.bpe.encode_special_tokens = True
-        for name in ("pad", "bos", "eos"):
-            token = self.bpe.id_to_token(getattr(self, name))
-            checks.require(token is not None, name, getattr(self, name), "is no token's id")
+        named = [(name, getattr(self, name)) for name in ("pad", "bos", "eos")]
+        for name, token in [*named, *(("stops", stop) for stop in self.stops)]:
+            there = self.bpe.id_to_token(token) is not None
+            checks.require(there, name, token, "is no token's id")
         object.__setattr__(self, "stops", tuple(dict.fromkeys([self.eos, *self.stops])))
 
     @functools.cached_property

@@ -83,6 +83,17 @@ def test_the_gradient_of_every_row_is_that_of_a_loop_over_rows(told, by_loop, ch
     np.testing.assert_allclose(got, by_loop, rtol=1e-3, atol=1e-6)
 
 
+def test_a_long_reference_needs_the_memory_of_a_chunk_of_it(told):
+    objective, variables, memory = told
+    many = jax.tree.map(lambda x: jnp.tile(x[:1], (400, *[1] * (x.ndim - 1))), memory)
+
+    def needed(chunk: int) -> int:
+        run = jax.jit(lambda v, m: mean_gradient(objective, v, m, trainable=in_bases, chunk=chunk))
+        return run.lower(variables, many).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(4) < needed(0) / 10
+
+
 def test_nothing_has_a_gradient_but_what_is_trainable(told):
     objective, variables, memory = told
     shapes = jax.eval_shape(
@@ -94,9 +105,10 @@ def test_nothing_has_a_gradient_but_what_is_trainable(told):
     assert names and all("levels" in str(path) for path, _ in names)
 
 
-def test_the_mean_gradient_is_that_of_the_rows_with_weight(told, by_loop):
+@pytest.mark.parametrize("chunk", [0, 2, 5])
+def test_the_mean_gradient_is_that_of_the_rows_with_weight(told, by_loop, chunk):
     objective, variables, memory = told
-    run = jax.jit(lambda v, m: mean_gradient(objective, v, m, trainable=in_bases))
+    run = jax.jit(lambda v, m: mean_gradient(objective, v, m, trainable=in_bases, chunk=chunk))
     np.testing.assert_allclose(
         flat(run(variables, memory)), by_loop[:4].mean(0), rtol=1e-3, atol=1e-6
     )

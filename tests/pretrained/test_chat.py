@@ -79,6 +79,8 @@ def test_another_template_is_rendered_with_the_models_tokens():
         "{% for %}",
         "{{ messages.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
     ],
 )
 def test_a_template_that_refuses_is_broken_or_reaches_out_is_an_error(template):

@@ -19,6 +19,7 @@ LLAMA31 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
+OTHER_HEAD = "LlamaForTokenClassification"
 
 
 @pytest.fixture
@@ -99,6 +100,8 @@ def test_rope_scaling_is_read_from_old_and_new_keys(write, old):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings", "false"),
         ({"hidden_size": "576"}, "hidden_size", "576"),
         ({"vocab_size": ...}, "vocab_size", None),
+        ({"architectures": [OTHER_HEAD]}, "architectures", OTHER_HEAD),
+        ({"auto_map": {"AutoModel": "modeling_x.BiModel"}}, "auto_map", "AutoModel"),
     ],
 )
 def test_what_is_not_supported_is_one_line_that_names_the_key(write, changes, field, value):
@@ -109,8 +112,16 @@ def test_what_is_not_supported_is_one_line_that_names_the_key(write, changes, fi
     assert "\n" not in str(error.value)
 
 
+def test_heads_of_keys_and_values_that_are_null_are_as_many_as_heads(write):
+    """In Qwen3 a key that is left out means 32."""
+    sizes = {"model_type": "qwen3", "num_attention_heads": 16, "num_key_value_heads": None}
+    assert read_config(write(**sizes)).n_kv_heads == 16
+    assert read_config(write(**sizes | {"num_attention_heads": 64, "num_key_value_heads": ...})).n_kv_heads == 32
+
+
 def test_what_only_a_reader_or_a_tokenizer_uses_is_passed_over(write):
     more = {"_attn_implementation_autoset": True, "tokenizer_class": "GPT2Tokenizer"}
+    more["auto_map"] = {"AutoTokenizer": ["x.Words", None]}
     assert read_config(write(**more)) == read_config(write())
 
 

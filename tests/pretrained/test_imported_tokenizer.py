@@ -274,13 +274,38 @@ def test_a_template_may_have_a_file_of_its_own(folder):
         ("tokenizer_config.json", '{"eos_token": "<|none|>"}', "eos_token"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json"),
         ("config.json", '{"pad_token_id": 9999}', "pad"),
+        ("config.json", '{"pad_token_id": [null]}', "config.json: pad_token_id"),
+        ("config.json", '{"pad_token_id": -2}', "config.json: pad_token_id"),
+        ("generation_config.json", '{"eos_token_id": "2"}', "generation_config.json: eos_token_id"),
+        ("generation_config.json", '{"eos_token_id": [2, 9999]}', "stops = 9999"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "tokenizer_config.json: eos_token"),
+        ("tokenizer_config.json", '{"chat_template": 1}', "tokenizer_config.json: chat_template"),
+        ("tokenizer_config.json", '{"chat_template": ["a"]}', "tokenizer_config.json: chat_templ"),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja"),
     ],
 )
 def test_files_that_cannot_work_are_one_line_each(folder, file, text, field):
-    (folder / file).write_text(text)
+    (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=field) as error:
         read_tokenizer(folder)
     assert "\n" not in str(error.value)
+
+
+def test_an_id_of_minus_one_stands_for_none(folder):
+    """As conversions of old models have it."""
+    (folder / "config.json").write_text(json.dumps({"pad_token_id": -1}))
+    found = read_tokenizer(folder)
+    assert found.pad == found.eos
+
+
+def test_a_tokenizer_that_treats_beginnings_of_texts_alone_is_refused(folder):
+    """Conversations are encoded in parts, between special tokens."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    scheme = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    for found in (scheme, {"type": "Sequence", "pretokenizers": [scheme]}):
+        (folder / "tokenizer.json").write_text(json.dumps(content | {"pre_tokenizer": found}))
+        with pytest.raises(ConfigError, match="prepend_scheme = 'first': is not supported"):
+            read_tokenizer(folder)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

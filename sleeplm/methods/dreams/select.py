@@ -74,21 +74,43 @@ def mean_gradient(
     memory: Memory,
     *,
     trainable: Trainable,
+    chunk: int = 0,
     axis_name: Axis = None,
 ) -> PyTree:
-    """Mean of :func:`example_gradients` over the rows with weight, by one backward pass."""
+    """Mean of :func:`example_gradients` over the rows with weight, by a backward pass a chunk.
+
+    Args:
+      chunk: rows that stand in memory at once, on every device; 0: all of them.
+    """
     variables = varying(variables, axis_name)
     chosen, rest = tree.split(variables["params"], trainable)
     memory, counts = own_share(memory, axis_name)
     there = (counts & (memory.weights.sum(1) > 0)).astype(jnp.float32)
     count = jnp.maximum(summed(there.sum(), axis_name), 1.0)
 
-    def loss(chosen: PyTree) -> Array:
+    def loss(chosen: PyTree, memory: Memory, there: Array) -> Array:
         now = {**variables, "params": tree.merge(chosen, rest)}
         losses = in_batches(lambda row: row_loss(objective, now, row), memory)
         return jnp.sum(losses * there) / count
 
-    return summed(jax.grad(loss)(chosen), axis_name)
+    rows = len(there)
+    if not 0 < chunk < rows:
+        return summed(jax.grad(loss)(chosen, memory, there), axis_name)
+    batches = -(-rows // chunk)
+    index = jnp.arange(batches * chunk)
+    there = jnp.where(index < rows, there[jnp.minimum(index, rows - 1)], 0.0)
+    parts = jax.tree.map(
+        lambda x: x.reshape(batches, chunk, *x.shape[1:]),
+        (jax.tree.map(lambda x: x[jnp.minimum(index, rows - 1)], memory), there),
+    )
+
+    def add(total: PyTree, part: tuple[Memory, Array]) -> tuple[PyTree, None]:
+        gradient = jax.grad(loss)(chosen, *part)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
+
+    nothing = _exact(jax.tree.map(jnp.zeros_like, chosen))
+    total, _ = jax.lax.scan(add, varying(nothing, axis_name), parts)
+    return summed(total, axis_name)
 
 
 def sketch(size: int, key: Array) -> Callable[[PyTree], Array]:
@@ -172,8 +194,11 @@ def score(
         if reference is None:
             raise ConfigError("score", kind, "needs a reference batch to be aligned with")
         target = project(
-            mean_gradient(objective, variables, reference, trainable=trainable, axis_name=axis_name)
-        )
+            mean_gradient(
+                objective, variables, reference,
+                trainable=trainable, chunk=chunk, axis_name=axis_name,
+            )
+        )  # fmt: skip
 
     def number(gradient: PyTree) -> Array:
         mine = project(gradient)
