@@ -25,6 +25,8 @@ class Arm:
       by_class: answers are names of the nearest class instead of what the model says.
       joint: every day it reads from the texts of all days, mixed.
       dream: of the dreaming that follows its nights, or None.
+      instead: share of its usual night that stands for dreaming, which costs the same however much
+        a day has brought.
     """
 
     model: Model
@@ -37,6 +39,7 @@ class Arm:
     by_class: bool = False
     joint: bool = False
     dream: DreamConfig | None = None
+    instead: float = 0.0
 
     @property
     def raw_text(self) -> bool:

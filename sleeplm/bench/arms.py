@@ -145,9 +145,13 @@ def _longer(config: Any, question: Shape = (0, 0)) -> Arm:
     Args:
       question: longest prompt and answer, in tokens, if questions reward dreams.
     """
-    step = config.sleep.inner * config.sleep.epochs
+    usual, step = config.sleep.updates, config.sleep.inner * config.sleep.epochs
+    remedy = "sleep_longer has more updates of the night's: give the night some"
+    checks.require(usual > 0, "sleep.updates", usual, remedy)
     wanted = longer_updates(config.model, config.sleep, config.dream, question)
-    return _with(config, updates=step * max(round(wanted / step), 1))
+    updates = step * max(round(wanted / step), 1)
+    instead = max(1 - usual / updates, 0.0)
+    return dataclasses.replace(_with(config, updates=updates), instead=instead)
 
 
 _AWAKE = ("wake_only", "cms_without_seeding")
@@ -180,6 +184,9 @@ def build_arm(name: str, config: Any, classes: int, reading: Reading | None = No
     arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
     if arm.dream is not None:
         arm.dream.check(f"{name}: dream")
+    remedy = f"{name} has nights without updates, and experts are merged by some: use 'refuse'"
+    nights = name not in WITHOUT_LEVELS_NIGHTS and arm.sleep.merges and not arm.sleep.updates
+    checks.require(not nights, "sleep.pool", arm.sleep.pool, remedy)
     if names := varying(config):
         tuned = tuned_learner(lambda own: make(own).learner, first, names)
         arm = dataclasses.replace(arm, learner=tuned)
@@ -206,6 +213,9 @@ def check_dreaming(config: Any) -> None:
     remedy = f"context and dream have dream.context_tokens + dream.new_tokens = {dream.width}"
     checks.require(dream.width <= model.max_len, "model.max_len", model.max_len, remedy)
     words, some = style_of(config).words, len(dream.formats) > 0
+    marked = any(words.get(kind) for kind in dream.formats) and dream.reward == "agreement"
+    remedy = "what is held back of all contexts holds this one's own text: use 'own'"
+    checks.require(not marked or dream.agree == "own", "dream.agree", dream.agree, remedy)
     checks.require(some, "dream.formats", dream.formats, f"name some of {', '.join(words)}")
     for kind in dream.formats:
         checks.one_of("dream.formats", kind, tuple(words))
@@ -219,7 +229,7 @@ def check_dreaming(config: Any) -> None:
 #: Arms whose nights dream.
 DREAMING = (
     *("dream", "dream_random", "dream_no_explore", "dream_no_reinforcement"),
-    *("dream_questions", "dream_alone"),
+    *("dream_questions", "dream_no_reward", "dream_alone"),
 )
 #: Every arm by name; build them with :func:`build_arm`.
 ARMS: dict[str, Callable[[Any], Arm]] = {
@@ -242,6 +252,7 @@ ARMS: dict[str, Callable[[Any], Arm]] = {
     "dream_no_explore": lambda c: _dreaming(c, explore=False),
     "dream_no_reinforcement": lambda c: _dreaming(c, reinforce=False),
     "dream_questions": lambda c: _dreaming(c, reward="questions"),
+    "dream_no_reward": lambda c: _dreaming(c, reward="none"),
     # Its night opens an expert and consolidates nothing; the fast level keeps what it has.
     "dream_alone": lambda c: _dreaming(c, night={"updates": 0, "becomes": "dusk"}),
     "reset_only": lambda c: _with(c, updates=0),

@@ -65,7 +65,7 @@ def _dream_tokens(
     width = max(told, sleep.length) if teachers else told
     return {
         "dreamt": rounds * written + blocks * rows * teachers * sleep.length + ends * gate,
-        "tried": rounds * dream.kept * dream.steps * told,
+        "tried": (dream.reward != "none") * rounds * dream.kept * dream.steps * told,
         "absorbed": blocks * rows * (1 + teachers) * width,
     }
 

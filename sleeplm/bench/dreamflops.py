@@ -70,13 +70,14 @@ def a_round(
         costs["selected"] = gradients * _positions(model, dream.dreams, told, "mlps")
     if "alignment" in scores:
         costs["selected"] += _positions(model, dream.contexts, dream.context_tokens, "mlps")
-    costs["tried"] = dream.kept * dream.steps * told * adapters(model, told, dream.rank)
+    if dream.reward != "none":
+        costs["tried"] = dream.kept * dream.steps * told * adapters(model, told, dream.rank)
     if dream.reward == "questions":
         width = sum(question)
         read = dream.questions * width * flops.forward(model, width, logits=False)
         read += dream.questions * question[1] * 2.0 * model.d_model * model.vocab_size
         costs["rewarded"] = (1 + dream.kept) * read
-    else:
+    elif dream.reward == "agreement":
         width = sum(memory)
         costs["rewarded"] = (1 + dream.kept) * dream.memories * width * flops.forward(model, width)
         # Of its own context each dream is asked twice: by the unchanged learner, and once tried.

@@ -25,7 +25,7 @@ import optax
 
 from sleeplm.bench.presets import bench
 from sleeplm.bench.turns import in_turns
-from sleeplm.core import tree
+from sleeplm.core import checks, tree
 from sleeplm.core.types import Array, Memory, Variables
 from sleeplm.methods.dreams.trials import attempt, attempts, begin
 from sleeplm.methods.dreams.write import Contexts, whole
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--width", type=int, default=0, help="D of the model; 0: the bench's")
     options = parser.parse_args(arguments)
+    for name in ("trials", "length", "rank", "steps", "rounds"):
+        checks.positive_integer(f"--{name}", getattr(options, name))
+    checks.at_least("--width", options.width, 0)
     model = Model(_sized(options.width))
     variables = {"params": model.init(jax.random.key(0)), "slots": model.init_slots()}
     memory, keys = texts(model, options.trials, options.length)

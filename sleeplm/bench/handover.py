@@ -167,8 +167,9 @@ def _last_state(
 def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> History:
     """What each slot holds: the nights that went there, merged ones too, and their days.
 
-    A slot is named by the night that opened it, as the ledger has it. An expert that dreams have of
-    their own was opened in the night that they followed, and holds the same.
+    A slot is named as the ledger has it: by the good night of the fastest level that opened it, or
+    the first of those that a slower sender handed on. An expert that dreams have of their own was
+    opened in the night that they followed, and holds the same.
 
     Args:
       lines: of the arm's stage in the metrics file.
@@ -183,13 +184,18 @@ def history_of(lines: Iterable[Mapping[str, Any]], arm: Arm, learner: int) -> Hi
             for what, values in slots.pop(freed).items():
                 slots[kept][what] += values
         if line["event"] == "seed_end" and _was(line, "rolled_back", learner):
-            level = receivers[line["sender"]]
+            sender, born, given = line["sender"], count, {"nights": [count], "days": [line["day"]]}
+            if sender == arm.learner.rests[0].sender:
+                count += 1
+            elif mine := [key for key in slots if key[0] == sender]:
+                born = min(night for _, night in mine)
+                handed = [slots.pop(key) for key in mine]
+                given = {what: sorted(n for one in handed for n in one[what]) for what in given}
             # A pool that learns as a whole has been open since the first night.
-            key = (level, 0 if arm.sleep.into == "pool" else count)
+            key = (receivers[sender], 0 if arm.sleep.into == "pool" else born)
             held = slots.setdefault(key, {"nights": [], "days": []})
-            held["nights"].append(count)
-            held["days"].append(line["day"])
-            count += 1
+            for what, values in given.items():
+                held[what] += values
     return slots
 
 

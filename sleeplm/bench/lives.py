@@ -199,12 +199,19 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         night_batch=_night_batch(bench, arm),
         judge=bench.judge if _is_judged(arm) else None,
         schedule=config.schedule,
-        shares=bench.shares if arm.follows_schedule else (),
+        shares=_shares(bench, arm),
         look=watch and scope(watch.step, "schedule"),
         probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
         dreams=_dreams(bench, arm),
         mesh=bench.mesh,
     )
+
+
+def _shares(bench: Bench, arm: Arm) -> list[float]:
+    """How long the arm's nights are, of its usual ones."""
+    if not arm.follows_schedule:
+        return []
+    return [share * (1 - arm.instead) + arm.instead for share in bench.shares]
 
 
 def _dreams(bench: Bench, arm: Arm) -> Dreamings | None:

@@ -280,14 +280,15 @@ def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
         if slow.night:  # which empties it
             nights = min(nights, slow.night // fast.night)
         dreams = not set(DREAMING).isdisjoint(config.arms)
-        if i == pairs[0] and dreams and config.dream.into == "new":
-            nights *= 2  # one for the night and one for its dreams
+        # One for the night and one for its dreams.
+        doubled = i == pairs[0] and dreams and config.dream.into == "new"
+        remedy = "use at least as many slots, or sleep.pool = 'merge_balanced'"
         checks.require(
-            nights <= slow.slots or config.sleep.pool != "refuse",
+            nights * (1 + doubled) <= slow.slots or config.sleep.pool != "refuse",
             f"model.levels[{i + 1}].slots",
             slow.slots,
-            f"{nights} nights of {fast.name} come in; use at least as many slots, or "
-            "sleep.pool = 'merge_balanced'",
+            f"{nights} nights of {fast.name} come in, "
+            + ("with two experts each: use as many slots" if doubled else remedy),
         )
         checks.require(
             slow.slots >= 2 or config.sleep.pool == "refuse",

@@ -107,7 +107,11 @@ def _ids(file: str, key: str, content: dict[str, Any]) -> list[int] | None:
 
 
 def _template(root: pathlib.Path, settings: dict[str, Any]) -> str | None:
-    path, found, field = root / TEMPLATE, settings.get("chat_template"), f"{SETTINGS}: chat_template"
+    path, found, field = (
+        root / TEMPLATE,
+        settings.get("chat_template"),
+        f"{SETTINGS}: chat_template",
+    )
     if path.exists():
         try:
             return path.read_text(encoding="utf-8")

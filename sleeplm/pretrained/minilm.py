@@ -99,9 +99,7 @@ def load_encoder(folder: str | pathlib.Path) -> SentenceEncoder:
         most = config.max_positions
     checks.positive_integer(f"{LIMITS}: max_seq_length", most)
     most = min(most, config.max_positions)
-    return SentenceEncoder(
-        Encoder(config), _load_params(root, config), _word_pieces(root), most
-    )
+    return SentenceEncoder(Encoder(config), _load_params(root, config), _word_pieces(root), most)
 
 
 def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:

@@ -13,6 +13,7 @@ import pytest
 
 from sleeplm.bench.arc import edits, study
 from sleeplm.bench.arc.config import ArcConfig
+from sleeplm.bench.arc.programs import Programs
 from sleeplm.bench.arc.results import page, summary
 from sleeplm.bench.results import read_results
 from sleeplm.core import tree
@@ -231,15 +232,27 @@ def test_shares_are_of_all_tasks_those_that_are_too_long_included():
         ({"paces": [1, 2, 4]}, r"dream.steps = 3: must be the largest of paces \(4\)"),
         ({"widths": [72, 90]}, r"pretrain.length = 72: must be the last of widths \(90\)"),
         ({"tests": 0}, "tests = 0: must be an integer of at least 1"),
+        ({"max_len": 75}, "model.max_len = 75: must have room for the last of widths"),
     ],
 )
 def test_settings_that_cannot_work_are_told_in_one_line(config, changes, complaint):
+    if "max_len" in changes:
+        changes = {"model": dataclasses.replace(config.model, **changes)}
     with pytest.raises(ConfigError, match=complaint):
         check(dataclasses.replace(config, **changes))
 
 
+def test_a_writer_is_taught_what_was_selected_as_the_settings_say(config):
+    norm = dataclasses.replace(config, dream=dataclasses.replace(config.dream, score="norm"))
+    scores = {
+        arm: Programs(None, norm, arm, 72).dreaming.score for arm in ("dream", "dream_random")
+    }
+    assert scores == {"dream": "norm", "dream_random": "random"}
+
+
 def test_dreams_have_to_be_edits_about_tasks(config):
-    for name, value in (("alone", False), ("reward", "agreement"), ("new_tokens", 4)):
+    others = (("alone", False), ("reward", "agreement"), ("new_tokens", 4), ("reinforce", False))
+    for name, value in others:
         dream = dataclasses.replace(config.dream, **{name: value}, ngram=2)
         with pytest.raises(ConfigError, match=f"dream.{name} = "):
             check(dataclasses.replace(config, dream=dream))

@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import functools
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from sleeplm.bench import flops
+from sleeplm.bench import flops, lives
 from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm
 from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.costs import replay_step
@@ -27,6 +28,7 @@ from sleeplm.methods.adapters import ADAPTERS
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.ewc import EWC
 from sleeplm.methods.gaussians import GAUSSIANS
+from sleeplm.methods.schedule import ScheduleConfig
 
 #: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
 #: ``sleep`` with another number of updates. Two more are ``sleep_full`` with one other weight.
@@ -134,6 +136,29 @@ def test_an_arm_whose_own_night_does_not_suit_the_run_is_refused(brief, name, ni
     assert build_arm("sleep", config, classes=0)
     with pytest.raises(ConfigError, match=rf"^{name}: sleep\.({field}) = "):
         build_arm(name, config, classes=0)
+
+
+def test_a_longer_night_is_longer_by_what_dreams_cost_however_much_a_day_has_brought(brief):
+    """Dreams are as many after a short day."""
+    config = brief.config(schedule=ScheduleConfig(when="day_end"), night_facts=4)
+    arm = build_arm("sleep_longer", config, classes=0)
+    usual, more = config.sleep.updates, arm.sleep.updates - config.sleep.updates
+    assert more > 0
+    for share in (0.5, 1.0, 2.0):
+        bench = types.SimpleNamespace(shares=[share])
+        (found,) = lives._shares(bench, arm)  # type: ignore[arg-type]
+        assert found * arm.sleep.updates == pytest.approx(share * usual + more)
+    nothing = dataclasses.replace(config, sleep=dataclasses.replace(config.sleep, updates=0))
+    with pytest.raises(ConfigError, match=r"sleep.updates = 0: sleep_longer has more updates"):
+        build_arm("sleep_longer", nothing, classes=0)
+
+
+def test_nights_without_updates_cannot_merge_experts(brief):
+    config = brief.config(schedule=ScheduleConfig(when="day_end"), sleep={"pool": "merge_balanced"})
+    assert build_arm("dream", config, classes=0)
+    for name in ("dream_alone", "reset_only"):
+        with pytest.raises(ConfigError, match=rf"sleep.pool = 'merge_balanced': {name} has nights"):
+            build_arm(name, config, classes=0)
 
 
 # --- arms that sleep -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from sleeplm import cli
 from sleeplm.bench.arms import build_arm
 from sleeplm.bench.handover import export, history_of, read_learner, sleep_of
 from sleeplm.bench.material import prepare
+from sleeplm.bench.nights import today
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.core.tree import differing
 from sleeplm.memory.slots import open_slot
@@ -164,6 +166,47 @@ def test_the_history_of_slots_follows_good_nights_and_merged_experts(brief):
     assert history_of(lines, pool, 1) == {
         ("slow", 0): {"nights": [0, 1, 2, 3], "days": [0, 1, 3, 4]}
     }
+
+
+def test_a_slower_level_hands_on_the_days_that_its_own_experts_hold(tiny):
+    """The ledger, after the nights themselves, has the same names."""
+    levels = [
+        tiny.level("fast", kind="graft", period=1, night=4),
+        tiny.level("mid", kind="graft", slots=3, top_k=3, night=8),
+        tiny.level("slow", slots=3, top_k=3),
+    ]
+    sleep = tiny.config(updates=0, alpha=1.0, lam=0.0)
+    made, state = tiny.learner(tiny.model(levels), sleep)
+    lines, batch, key = [], tiny.rows(sleep), jax.random.key(0)
+    for day in range(5):
+        for rest in made.rests[: 1 + day % 2]:
+            for step in (rest.begin, rest.end):
+                state, metrics = today(step)(state, batch, key)
+            lost = [float(metrics["rolled_back"][0])]
+            lines.append(
+                {"event": "seed_end", "sender": rest.sender, "day": day, "rolled_back": lost}
+            )
+    arm = types.SimpleNamespace(learner=made, sleep=sleep)
+    found = history_of(lines, arm, 0)
+    open_slots = {
+        (level, int(since))
+        for level in ("mid", "slow")
+        for since in state.slots[level].since[state.slots[level].active]
+    }
+    assert found.keys() == open_slots
+    assert {key: held["days"] for key, held in found.items()} == {
+        ("mid", 4): [4],
+        ("slow", 0): [0, 1],
+        ("slow", 2): [2, 3],
+    }
+    joined = {
+        "event": "merge_end",
+        "sender": "mid",
+        "merge_failed": [0.0],
+        "kept": [0.0],
+        "freed": [2.0],
+    }
+    assert history_of([*lines, joined], arm, 0)["slow", 0]["days"] == [0, 1, 2, 3]
 
 
 def test_experts_that_dreams_have_of_their_own_are_of_the_night_that_they_followed(brief):

@@ -106,6 +106,15 @@ def test_accepted_dreams_have_weight_and_the_others_none(tiny, learning):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, no_dreams(alone))
 
 
+def test_without_a_reward_what_is_kept_is_accepted_and_nothing_is_tried(tiny, learning):
+    config = settings(reward="none", memories=0)
+    found, metrics = once(learning, contexts(tiny), config)
+    assert found.mask.all() and metrics["accepted"] == (4, 4)
+    assert not {"trial_first", "lift_held"} & metrics.keys()
+    kept, _ = once(learning, contexts(tiny), settings(reward="questions"), reward=always)
+    np.testing.assert_array_equal(found.told.tokens, kept.told.tokens)  # the same are selected
+
+
 @pytest.mark.parametrize("held", [True, False], ids=["held", "nothing else"])
 @pytest.mark.parametrize("given_too", [True, False], ids=["a reference", "none"])
 def test_what_gradients_are_aligned_with_does_not_depend_on_what_rewards(

@@ -20,7 +20,7 @@ from sleeplm.memory.slots import put_slot, take_slot
 from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.stage import dreaming
+from sleeplm.methods.dreams.stage import _once, dreaming
 from sleeplm.methods.dreams.write import Contexts, Dreams, whole
 from sleeplm.methods.learner import learner
 from sleeplm.runtime import parallel
@@ -181,13 +181,31 @@ def test_dreams_can_have_an_expert_of_their_own(sleeper):
     state, metrics = one.end(state, one.batch, KEY)
     table = state.slots["slow"]
     assert table.active.tolist() == [True, True, False]
-    assert table.since.tolist() == [0, 0, -1]  # both of the first night
+    assert table.since.tolist() == [0, 1, -1]  # its own is of the day that the batch says
     mine = (take_slot(pool_of(s.params, "slow"), jnp.int32(TONIGHT)) for s in (one.state, state))
     assert tree.differing(*mine) == []
     assert np.asarray(take_slot(pool_of(state.params, "slow"), jnp.int32(1))["experts"]["b"]).any()
     assert "gate_recall" not in metrics
     nothing, _ = one.end(one.dreaming(accepted=0.0), one.batch, KEY)
     assert differences(nothing, one.state) == []  # its slot is free again
+
+
+def test_an_expert_of_their_own_is_of_the_day_that_was_dreamt_of(sleeper):
+    """Where several levels sleep there are more good nights than days."""
+    one = sleeper(into="new", gate=0)
+    counters = {**one.state.counters, "nights": jnp.int32(5)}
+    state, _ = one.begin(one.state.replace(counters=counters), {**one.batch, "today": 3}, KEY)
+    assert state.slots["slow"].since.tolist() == [0, 3, -1]
+
+
+def test_what_an_earlier_round_has_accepted_is_learned_once():
+    """A dream that was not accepted makes no other a repeat of it."""
+    tokens = jnp.asarray([[1, 5, 6], [1, 7, 8], [1, 9, 9], [1, 7, 8], [1, 5, 6], [1, 9, 9]])
+    told = whole(Contexts(tokens, jnp.full(6, 3)))
+    dreams = Dreams(told, told).weighed(jnp.asarray([1.0, 1, 0, 1, 0, 1]))
+    left, repeated = _once(dreams)
+    assert left.mask.tolist() == [True, True, False, False, False, True]
+    assert float(repeated) == 1
 
 
 # --- the gate -------------------------------------------------------------------------------------

@@ -77,6 +77,22 @@ def test_a_dream_ends_where_a_turn_does_and_is_learned_as_a_text_that_ends(tiny,
     assert stop in np.asarray(cut.written.tokens)  # as it was written, a turn ends
 
 
+def test_what_ends_a_text_ends_a_dream_too_where_a_turn_does(tiny, dreamer):
+    given = contexts(tiny)
+    free, _ = dreamt(dreamer, given, numbers=range(60), alone=True, temperature=2.0)
+    ended = (np.asarray(free.told.tokens[:, 1:-1]) == tiny.eos).any(1)
+    assert ended.any()
+    turned, _ = dreamt(
+        dreamer, given, numbers=range(60), alone=True, temperature=2.0, stop=tiny.vocabulary - 1
+    )
+    for tokens, weights in zip(turned.told.tokens, turned.told.weights, strict=True):
+        told = np.asarray(tokens)[np.asarray(weights) > 0].tolist()
+        assert tiny.eos not in told[:-1]
+    np.testing.assert_array_equal(turned.told.tokens[ended], free.told.tokens[ended])
+    rows, weights = np.asarray(turned.written.tokens), np.asarray(turned.written.weights)
+    assert ((rows == tiny.eos) * weights).sum(1).max() == 1
+
+
 def test_every_dream_depends_on_its_own_key_alone(tiny, dreamer):
     given = contexts(tiny)
     every, _ = dreamt(dreamer, given)

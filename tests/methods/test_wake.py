@@ -198,7 +198,10 @@ def test_on_a_backbone_in_bfloat16_the_norm_of_a_level_learns_too(tiny):
     moved = {}
     for dtype in ("float32", "bfloat16"):
         low = {"dtype": "bfloat16", "param_dtype": "bfloat16", "memory_dtype": dtype}
-        levels = [tiny.level("fast", kind="graft", period=1, learning_rate=5e-4), tiny.level("slow")]
+        levels = [
+            tiny.level("fast", kind="graft", period=1, learning_rate=5e-4),
+            tiny.level("slow"),
+        ]
         states, _ = live(tiny, tiny.model(levels, **low), 6)
         norms = [get_level(s.params, "fast")["norm"]["scale"] for s in (states[0], states[-1])]
         moved[dtype] = float(np.abs(np.asarray(norms[1] - norms[0], np.float32)).max())

@@ -1,9 +1,10 @@
 """How much memory an import takes at most: ``python tests/pretrained/peak_memory.py PATH DTYPE``.
 
-PATH is a Hugging Face folder, alone or with memories for it, or a GGUF file. One line of JSON: ``model`` is the size of the
-parameters in bytes, ``peak`` the most resident memory that the process has had since before the
-file was opened (Linux' VmHWM: its own memory and the pages of files that it had mapped), less what
-it had then; ``anon`` is how much more memory of its own it holds at the end (RssAnon).
+PATH is a Hugging Face folder, alone or with memories for it, or a GGUF file. One line of JSON:
+``model`` is the size of the parameters in bytes, ``peak`` the most resident memory that the
+process has had since before the file was opened (Linux' VmHWM: its own memory and the pages of
+files that it had mapped), less what it had then; ``anon`` is how much more memory of its own it
+holds at the end (RssAnon).
 """
 
 from __future__ import annotations

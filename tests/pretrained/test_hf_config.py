@@ -116,7 +116,12 @@ def test_heads_of_keys_and_values_that_are_null_are_as_many_as_heads(write):
     """In Qwen3 a key that is left out means 32."""
     sizes = {"model_type": "qwen3", "num_attention_heads": 16, "num_key_value_heads": None}
     assert read_config(write(**sizes)).n_kv_heads == 16
-    assert read_config(write(**sizes | {"num_attention_heads": 64, "num_key_value_heads": ...})).n_kv_heads == 32
+    assert (
+        read_config(
+            write(**sizes | {"num_attention_heads": 64, "num_key_value_heads": ...})
+        ).n_kv_heads
+        == 32
+    )
 
 
 def test_what_only_a_reader_or_a_tokenizer_uses_is_passed_over(write):

@@ -185,7 +185,9 @@ def test_buffers_and_a_copy_of_tied_embeddings_may_stay(config, folder):
     extra = {buffer: np.zeros(2, np.float32)}
     extra["lm_head.weight"] = tensors_of(config)["model.embed_tokens.weight"]
     for shard in ("model-1.safetensors", "model-2.safetensors"):
-        spoil(folder, shard, lambda t: t.update({n: x for n, x in extra.items() if n in {*t, buffer}}))
+        spoil(
+            folder, shard, lambda t: t.update({n: x for n, x in extra.items() if n in {*t, buffer}})
+        )
     assert "unembed" not in load_params(folder, tied)
 
 

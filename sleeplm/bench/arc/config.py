@@ -28,7 +28,7 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.runtime.run import Run
 
 #: Arms, and how dreams are selected while their writer is trained, if it is.
-ARMS = {"icl": "", "ttt": "", "dream_untrained": "", "dream": "alignment", "dream_random": "random"}
+ARMS = {"icl": "", "ttt": "", "dream_untrained": "", "dream": "", "dream_random": "random"}
 
 
 @dataclasses.dataclass
@@ -111,10 +111,13 @@ class ArcConfig:
         for name, right in (("vocab_size", len(WORDS)), ("bos", 1), ("eos", 2)):
             value = getattr(self.model, name)
             checks.require(value == right, f"{at}model.{name}", value, f"must be {right} for grids")
-        needs = {"new_tokens": EDIT_TOKENS, "alone": True, "reward": "questions"}
+        needs = {"new_tokens": EDIT_TOKENS, "alone": True, "reward": "questions", "reinforce": True}
         for name, right in needs.items():
             value = getattr(self.dream, name)
             checks.require(value == right, f"{at}dream.{name}", value, f"must be {right!r} here")
+        room = self.model.max_len, widest + EDIT_TOKENS
+        remedy = f"must have room for the last of widths and a self-edit ({room[1]})"
+        checks.require(room[0] >= room[1], f"{at}model.max_len", room[0], remedy)
         self.check_edit(f"{at}edit")
 
     def check_edit(self, field: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from sleeplm.core import checks
 
 SCORES = ("alignment", "norm", "random")
-REWARDS = ("agreement", "questions")
+REWARDS = ("agreement", "questions", "none")
 MEASURES = ("logp", "accuracy")
 INTO = ("night", "new")
 AGREE = ("all", "own")
@@ -44,7 +44,8 @@ class DreamConfig:
       at_once: trials that are made as one batch; 0: all. On a mesh as with ``chunk``.
       reward: ``agreement`` with oneself, for want of a task (no tau): the held-back parts of the
         contexts become likelier and memories not unlikelier; ``questions`` (tau): held-back
-        questions of the batch are answered better.
+        questions of the batch are answered better; ``none``: all that are kept are accepted, and
+        nothing is tried.
       measure: of the questions, ``logp`` of the right answers or ``accuracy`` of greedy ones.
       margin: what has to be gained for a reward of 1: nats a token (agreement), nats an answer
         (logp), or a share of the questions (accuracy).

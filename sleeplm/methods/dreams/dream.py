@@ -142,6 +142,7 @@ def whole_round(
     """
     config.check("dream")
     objective = objective or language_model(model)
+    untried = reward is None and config.reward == "none"
     reward = reward or reward_of(model, config)
     tries = attempts(
         objective, update or optax.adam(config.learning_rate),
@@ -193,18 +194,22 @@ def whole_round(
             trials, losses = tries(variables, lessons, keys)
             return *in_batches(earnings, (trials.adapters, rows), config.at_once), losses
 
-        earned, told, losses = shared(
-            tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
-        )
+        if untried:
+            earned, told, losses = jnp.ones(index.shape), {}, None
+        else:
+            earned, told, losses = shared(
+                tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
+            )
         kept = kept.astype(jnp.float32)
         accepted = chosen.weighed(jnp.where(kept > 0, earned, 0.0))
         metrics = {
             "score": (_sum_where(kept, scores[index]), kept.sum()),
             "accepted": (_sum_where(kept, earned), kept.sum()),
-            "trial_first": (_sum_where(kept, losses[:, 0]), kept.sum()),
-            "trial_last": (_sum_where(kept, losses[:, -1]), kept.sum()),
             **{n: (_sum_where(kept, s), _sum_where(kept, w)) for n, (s, w) in told.items()},
         }
+        if losses is not None:
+            for name, column in (("trial_first", 0), ("trial_last", -1)):
+                metrics[name] = (_sum_where(kept, losses[:, column]), kept.sum())
         there = jnp.zeros(drawn.mask.shape, bool).at[index].set(kept > 0)
         for kind in SCORES if config.compare else ():
             by = scores if kind == config.score else scored(kind)

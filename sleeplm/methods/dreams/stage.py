@@ -41,6 +41,7 @@ from sleeplm.methods.dreams.dream import no_dreams, whole_round
 from sleeplm.methods.dreams.gate import judged
 from sleeplm.methods.dreams.reinforce import tutor
 from sleeplm.methods.dreams.write import Dreams
+from sleeplm.methods.extract import first_of_its_kind
 from sleeplm.methods.sleep import Step
 from sleeplm.models.transformer import Model
 
@@ -126,6 +127,9 @@ def dreaming(
         return absorb(model, sleep, config, pair, slot, axis_name)
 
     def init(params: Params) -> Working:
+        some = WRITER in params or not config.reinforce
+        remedy = "a writer is reinforced: give the learner one (with_writer)"
+        require(some, "dream.reinforce", config.reinforce, remedy)
         key = jax.random.key(0)  # nothing of it is random
         return Working(
             accepted=no_dreams(config, config.rounds),
@@ -137,7 +141,6 @@ def dreaming(
         )
 
     def begin(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
-        del batch
         table, level = state.slots[receiver], get_level(state.params, receiver)
         new = config.into == "new"
         slot = first_free(table) if new else state.anchors[pair[0]].slot
@@ -149,8 +152,7 @@ def dreaming(
         )
         if new:
             level = fresh_slot(level, slot, key, bias)
-            # Dreams are of the night that has just ended, and counted.
-            table = open_slot(table, slot, state.counters["nights"] - 1)
+            table = open_slot(table, slot, batch["today"])
         state = state.replace(
             params=with_levels(state.params, {receiver: level}),
             slots={**state.slots, receiver: table},
@@ -169,6 +171,8 @@ def dreaming(
             outcome.accepted,
         )
         metrics = dict(outcome.metrics)
+        accepted, repeated = _once(accepted)
+        metrics["repeated"] = (repeated, outcome.accepted.mask.sum() * 1.0)
         if config.reinforce:
             state, taught = teach.step(state, outcome.accepted, learn_key)
             metrics |= taught
@@ -211,6 +215,14 @@ def dreaming(
         return state.replace(counters=counters, private=init(state.params)), metrics
 
     return Dreaming(config, receiver, init, begin, round_step, absorb_step, end)
+
+
+def _once(accepted: Dreams) -> tuple[Dreams, Array]:
+    """Accepted dreams without those that an earlier one is, and how many these were."""
+    rows, there = jnp.arange(len(accepted.mask)), accepted.mask
+    # One that was not accepted makes no other a repeat.
+    fresh = first_of_its_kind(accepted.told.tokens, jnp.where(there, rows, rows + len(rows)))
+    return accepted.only(fresh), jnp.sum(there * (1.0 - fresh))
 
 
 def undone(state: State, receiver: str) -> State:

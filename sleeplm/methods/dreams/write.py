@@ -171,12 +171,16 @@ def write(
     given = (prompts, jnp.maximum(lengths, 1), row_keys(key, numbers))
     samples = shared(written_by_me, given, axis_name)
     end = model.config.eos if stop is None else stop
-    written, at_end = samples.written, samples.tokens == end
+    at_end = (samples.tokens == end) | (samples.tokens == model.config.eos)
+    # Whatever else ends a dream, nothing of it stands behind the end of a text.
+    ends = jnp.cumsum(samples.written & at_end, axis=1) - (samples.written & at_end)
+    written = samples.written & (ends == 0)
+    length = samples.start + written.sum(1)
     words = written & ~at_end
     alive = (lengths > 0) & words.any(1)
-    as_written = memory_of(samples.tokens, written, samples.length)
+    as_written = memory_of(samples.tokens, written, length)
     tokens = jnp.where(written & at_end, model.config.eos, samples.tokens)
-    told = _alone(tokens, samples.start, samples.length, new_tokens, model.config.bos)
+    told = _alone(tokens, samples.start, length, new_tokens, model.config.bos)
     told = told if alone else as_written
     # A dream that does not count must not make another one a repeat.
     order = jnp.where(alive, numbers, numbers + jnp.max(numbers) + 1)
