@@ -84,6 +84,8 @@ def prepare(config: Any) -> Material:
     _check_fits("pretrain.length", config.pretrain.length, material.pretrain)
     for rows in material.days:
         _check_fits("day.length", config.day.length, rows)
+    read = [*material.pretrain, *(row for rows in material.days for row in rows)]
+    _check_known(config, tokenizer, max(max(row) for row in read))
     return material
 
 
@@ -102,6 +104,15 @@ def _tokenizer(config: Any, curriculum: Curriculum) -> Any:
 def _check_fits(field: str, length: int, rows: list[list[int]]) -> None:
     longest = max(map(len, rows))
     checks.require(longest <= length, field, length, f"the longest text has {longest} tokens")
+
+
+def _check_known(config: Any, tokenizer: Any, largest: int) -> None:
+    """A model has a row for every token that it reads: others would be read as its last one."""
+    size = config.model.vocab_size
+    if largest >= size:
+        text = tokenizer.decode([largest])
+        remedy = f"the tokenizer writes {text!r} as token {largest}: the model has no such row"
+        raise ConfigError("model.vocab_size", size, remedy)
 
 
 def cut_asleep(config: Any, materials: Sequence[Material]) -> list[str]:
@@ -131,7 +142,10 @@ def paper_of(config: Any, material: Material) -> Exam:
     groups = [*curriculum.exams, curriculum.known]
     room = (0, 0, config.answer_tokens if has_passages(config) else 0)
     try:
-        return make_exam(material.tokenizer, groups, most, curriculum.choices, pad_to=room)
+        exam = make_exam(material.tokenizer, groups, most, curriculum.choices, pad_to=room)
+        largest = max(np.max(exam.prompts), np.max(exam.answers))
+        _check_known(config, material.tokenizer, int(largest))
+        return exam
     except ConfigError as error:
         field = {"max_len": "model.max_len"}.get(error.field, error.field)
         raise ConfigError(field, error.value, error.remedy) from error

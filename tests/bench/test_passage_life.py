@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from sleeplm import cli
+from sleeplm.bench.material import prepare
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.answers import exact_match, token_f1
 from sleeplm.data.passages import read_passages
@@ -97,6 +99,18 @@ def test_the_experiment_takes_any_published_backbone(place, tmp_path, argument, 
 def test_what_ends_a_text_is_said_as_a_number(place):
     with pytest.raises(ConfigError, match="config = '<end>': must be the id of the token"):
         load_config(f"{EXPERIMENT}:1,{place / 'published'},<end>", [])
+
+
+def test_a_tokenizer_that_writes_tokens_which_the_model_has_not_is_one_line(place):
+    """As of a model whose embeddings were not resized: they would be read as its last token."""
+    world = f"--config.world=passages:{place / 'mine.jsonl'}"
+    config = load_config(f"{EXPERIMENT}:1,{place / 'published'}", [world])
+    assert prepare(config).days
+    small = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=280))
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size = 280: the tokenizer writes '.*as tok"
+    ):
+        prepare(small)
 
 
 @pytest.fixture(scope="module")
