@@ -184,6 +184,7 @@ def build_arm(name: str, config: Any, classes: int, reading: Reading | None = No
     arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
     if arm.dream is not None:
         arm.dream.check(f"{name}: dream")
+        _check_agreement(config, arm.dream)
     remedy = f"{name} has nights without updates, and experts are merged by some: use 'refuse'"
     nights = name not in WITHOUT_LEVELS_NIGHTS and arm.sleep.merges and not arm.sleep.updates
     checks.require(not nights, "sleep.pool", arm.sleep.pool, remedy)
@@ -213,9 +214,6 @@ def check_dreaming(config: Any) -> None:
     remedy = f"context and dream have dream.context_tokens + dream.new_tokens = {dream.width}"
     checks.require(dream.width <= model.max_len, "model.max_len", model.max_len, remedy)
     words, some = style_of(config).words, len(dream.formats) > 0
-    marked = any(words.get(kind) for kind in dream.formats) and dream.reward == "agreement"
-    remedy = "what is held back of all contexts holds this one's own text: use 'own'"
-    checks.require(not marked or dream.agree == "own", "dream.agree", dream.agree, remedy)
     checks.require(some, "dream.formats", dream.formats, f"name some of {', '.join(words)}")
     for kind in dream.formats:
         checks.one_of("dream.formats", kind, tuple(words))
@@ -224,6 +222,15 @@ def check_dreaming(config: Any) -> None:
         checks.require(shown, "dream.formats", dream.formats, remedy)
     remedy = "a pool that merges has room for one expert a night: use 'night'"
     checks.require(dream.into == "night" or not sleep.merges, "dream.into", dream.into, remedy)
+
+
+def _check_agreement(config: Any, dream: DreamConfig) -> None:
+    """A marked context is itself held back, for another of its fact: its copy would be rewarded."""
+    words = style_of(config).words
+    marked = [kind for kind in dream.formats if words[kind]]
+    fair = dream.reward != "agreement" or dream.agree == "own" or not marked
+    remedy = f"what is written from for {', '.join(marked)} is also held back: use 'own'"
+    checks.require(fair, "dream.agree", dream.agree, remedy)
 
 
 #: Arms whose nights dream.

@@ -217,6 +217,7 @@ def test_arms_differ_from_dream_in_what_they_are_named_for(bench):
         "dream_no_explore": {"explore": False},
         "dream_no_reinforcement": {"reinforce": False},
         "dream_questions": {"reward": "questions"},
+        "dream_no_reward": {"reward": "none"},
         "dream_alone": {"updates": 0, "becomes": "dusk"},
     }
 
@@ -356,12 +357,23 @@ def test_formats_that_the_backbone_has_not_seen_are_refused(bench, formats, mess
     with pytest.raises(ConfigError, match=message):
         arm_of(bench, "dream", formats=formats)
     config = dataclasses.replace(bench.config, formats=["question"])
-    dream = dataclasses.replace(DREAM, formats=["question"])
+    dream = dataclasses.replace(DREAM, formats=["question"], agree="own")
     build_arm("dream", dataclasses.replace(config, dream=dream), classes=0)
 
 
+def test_a_marked_context_is_not_rewarded_by_its_own_text_held_back_for_another(bench):
+    config = dataclasses.replace(bench.config, formats=["question"])
+    dream = dataclasses.replace(DREAM, formats=["free", "question"], agree="all")
+    with pytest.raises(
+        ConfigError, match=r"dream.agree = 'all': what is written from for question"
+    ):
+        build_arm("dream", dataclasses.replace(config, dream=dream), classes=0)
+    assert build_arm("dream_no_reward", dataclasses.replace(config, dream=dream), classes=0).dream
+
+
 def test_published_backbones_are_asked_in_words_and_need_no_examples(bench):
-    dream = dataclasses.replace(DREAM, formats=["question", "implication"], context_tokens=48)
+    marked = {"formats": ["question", "implication"], "agree": "own"}
+    dream = dataclasses.replace(DREAM, **marked, context_tokens=48)
     published = dataclasses.replace(bench.config, backbone="smollm2", dream=dream)
     check_dreaming(published)
     ours = dataclasses.replace(bench.config, dream=dream)
