@@ -98,7 +98,7 @@ def special_ids(tokenizer: ImportedTokenizer) -> dict[str, Any]:
 def _ids(file: str, key: str, content: dict[str, Any]) -> list[int] | None:
     """Ids under a key, one or several, or None; negative ones stand for none (old Llamas)."""
     found = content.get(key)
-    listed = found if isinstance(found, list) else [found]
+    listed: list[Any] = found if isinstance(found, list) else [found]
     if found is None or listed == [-1]:
         return None
     ok = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in listed)

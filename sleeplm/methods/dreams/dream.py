@@ -194,9 +194,8 @@ def whole_round(
             trials, losses = tries(variables, lessons, keys)
             return *in_batches(earnings, (trials.adapters, rows), config.at_once), losses
 
-        if untried:
-            earned, told, losses = jnp.ones(index.shape), {}, None
-        else:
+        earned, told, losses = jnp.ones(index.shape), Metrics(), None
+        if not untried:
             earned, told, losses = shared(
                 tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
             )
