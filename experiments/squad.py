@@ -128,6 +128,7 @@ def get_config(argument: str = "1") -> RetentionConfig:
             length=ROW,
             pack=0,
             cue_tokens=16,
+            reservoir=512 if one else 2048,  # room for every piece of 200 passages
         ),
     )
 
