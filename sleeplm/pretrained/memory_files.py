@@ -102,7 +102,9 @@ def read_memories(folder: str | pathlib.Path) -> Memories:
     root = pathlib.Path(folder).expanduser()
     path = root / CARD
     card = _read_card(path)
-    config = from_plain(ModelConfig, card["model"], f"{path}: model")
+    # Cards of before say one type for all parameters.
+    model = {"memory_dtype": card["model"].get("param_dtype"), **card["model"]}
+    config = from_plain(ModelConfig, model, f"{path}: model")
     config.check("model")
     # Of its last part: a card that somebody sends is no reason to read elsewhere.
     file = root / pathlib.Path(card["file"]["name"]).name

@@ -23,7 +23,7 @@ from sleeplm.methods.learner import learner
 from sleeplm.pretrained.hf_export import save_backbone
 from sleeplm.pretrained.learner_folder import import_memories, load_learner
 from sleeplm.pretrained.memories import export_memories
-from sleeplm.pretrained.memory_files import read_memories, write_memories
+from sleeplm.pretrained.memory_files import CARD, read_memories, write_memories
 from sleeplm.pretrained.receive import add_night, put_memories
 from sleeplm.pretrained.tensor_files import digest_of_file
 
@@ -175,6 +175,17 @@ def test_the_card_says_what_is_in_the_folder(both, tmp_path):
     assert file.stat().st_size == card["file"]["bytes"]
     numbers = sum(one["bytes"] for one in [*card["nights"], *card["parts"].values()])
     assert 0 < card["file"]["bytes"] - numbers < 6000  # the header
+
+
+def test_cards_of_before_have_one_type_for_all_parameters(both, tmp_path):
+    model, state, _ = both
+    write_memories(tmp_path, export_memories(model, state))
+    card = json.loads((tmp_path / CARD).read_text())
+    del card["model"]["memory_dtype"]
+    for dtype in ("float32", "bfloat16"):
+        card["model"]["param_dtype"] = dtype
+        (tmp_path / CARD).write_text(json.dumps(card))
+        assert read_memories(tmp_path).config.memory_dtype == dtype
 
 
 def test_no_file_is_a_pickle(both, tmp_path):
