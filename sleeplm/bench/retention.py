@@ -288,7 +288,7 @@ def check_nights(config: RetentionConfig, steps: Sequence[int]) -> None:
             f"model.levels[{i + 1}].slots",
             slow.slots,
             f"{nights} nights of {fast.name} come in, "
-            + ("with two experts each: use as many slots" if doubled else remedy),
+            + (f"with two experts each: use at least {2 * nights} slots" if doubled else remedy),
         )
         checks.require(
             slow.slots >= 2 or config.sleep.pool == "refuse",

@@ -120,7 +120,10 @@ SETTINGS = [
     (["arms=['dream']", "schedule.when=clock"], ["schedule.when", "'clock'", "'day_end'"]),
     (["arms=['dream']", "sleep.into=pool"], ["sleep.into", "'pool'", "'expert'"]),
     (["arms=['dream']", "dream.new_tokens=60"], ["model.max_len", "64", "dream.new_tokens = 80"]),
-    (["arms=['dream']", "dream.into=new"], ["model.levels[1].slots", "6", "8 nights"]),
+    (
+        ["arms=['dream']", "dream.into=new"],
+        ["model.levels[1].slots", "6", "4 nights", "at least 8 slots"],
+    ),
     (
         ["arms=['dream']", "dream.into=new", "sleep.pool=merge_balanced"],
         ["dream.into", "'new'", "'night'"],

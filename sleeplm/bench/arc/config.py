@@ -27,8 +27,9 @@ from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.runtime.run import Run
 
-#: Arms, and how dreams are selected while their writer is trained, if it is.
-ARMS = {"icl": "", "ttt": "", "dream_untrained": "", "dream": "", "dream_random": "random"}
+#: Arms whose writer is trained, and how its dreams are selected, if not as ``dream.score`` says.
+TRAINED = {"dream": "", "dream_random": "random"}
+ARMS = ("icl", "ttt", "dream_untrained", *TRAINED)
 
 
 @dataclasses.dataclass

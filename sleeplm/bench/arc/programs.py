@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sleeplm.bench.arc.config import ARMS, ArcConfig
+from sleeplm.bench.arc.config import TRAINED, ArcConfig
 from sleeplm.bench.arc.edits import expander, plain_rows
 from sleeplm.bench.arc.material import Prepared
 from sleeplm.core.types import Array, Metrics, Objective, PyTree, State, Variables
@@ -59,7 +59,7 @@ class Programs:
     @property
     def dreaming(self) -> DreamConfig:
         """Settings of a round about one task."""
-        score = ARMS.get(self.arm) or self.config.dream.score
+        score = TRAINED.get(self.arm) or self.config.dream.score
         return dataclasses.replace(self.config.dream, context_tokens=self.width, score=score)
 
     def round(

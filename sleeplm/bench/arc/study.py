@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleeplm.bench.arc import programs
-from sleeplm.bench.arc.config import ARMS, ArcConfig
+from sleeplm.bench.arc.config import TRAINED, ArcConfig
 from sleeplm.bench.arc.edits import answered
 from sleeplm.bench.arc.material import Prepared, TooLong, prepare, sizes_of
 from sleeplm.bench.arc.results import write_results
@@ -172,7 +172,7 @@ class _Stages:
     def stage(self, arm: str, seed: int) -> Stage:
         """One arm of one seed: rounds and lessons, if its writer is trained, and the exam."""
         root = jax.random.key(seed)
-        agenda = self._training(arm, seed, root) if ARMS[arm] else []
+        agenda = self._training(arm, seed, root) if arm in TRAINED else []
         agenda += [
             self._exam(arm, seed, name, task, jax.random.fold_in(root, EXAM + number))
             for number, (name, task) in enumerate(self.tasks.exams)
@@ -180,9 +180,9 @@ class _Stages:
 
         def newborn() -> State:
             params = self.params
-            if ARMS[arm]:
+            if arm in TRAINED:
                 params = with_writer(params, self.config.dream.writer_rank, root)
-            count = len(self.tasks.train) if ARMS[arm] else 1
+            count = len(self.tasks.train) if arm in TRAINED else 1
             return State(
                 params=params, slots=self.model.init_slots(), anchors={}, cues=(),
                 private=programs.nothing_dreamt(self.config, count),
