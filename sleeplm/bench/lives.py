@@ -85,7 +85,7 @@ class Bench:
             minilm(),
             decoders,
             sleep.accepts("minilm"),
-            length=max(64, 2 * sleep.length),
+            length=max(64, 2 * sleep.length),  # a token is seldom more than two word pieces
             eos=self.config.model.eos,
             rule=names_agree if sleep.judge_names else None,
         )

@@ -21,7 +21,7 @@ from sleeplm.core import checks
 from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Params, Variables
 from sleeplm.methods.config import THRESHOLDS
-from sleeplm.methods.rewards import Judge, before_eos, moved_left
+from sleeplm.methods.rewards import Judge, before_eos
 from sleeplm.models.encoder import Encoder, SentenceEncoder, padded
 
 #: ``decode``: rows of tokens to their texts, special tokens left out.
@@ -262,13 +262,9 @@ def _read(
 def _sentences(tokens: Array, mask: Array, eos: int, context: bool) -> tuple[Array, Array]:
     """The tokens to read of each row, moved to the left, and how many they are."""
     mask = mask.astype(bool)
-    if not context:
-        return before_eos(tokens, mask, eos)
-    # What ends a text may also begin one: only among the judged tokens is it an end.
-    ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
     # Up to the last judged token; nothing of a row of which nothing is judged.
-    read = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
-    return moved_left(tokens, read & ~ended)
+    read = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0 if context else mask
+    return before_eos(tokens, mask, eos, read)
 
 
 def _widths(length: int) -> list[int]:

@@ -126,15 +126,18 @@ def ask(
     return judge(variables, candidate, candidate_mask, reference, reference_mask)
 
 
-def before_eos(tokens: Array, mask: Array, eos: int) -> tuple[Array, Array]:
-    """Masked tokens before the first masked ``eos``, moved to the left, and how many they are."""
+def before_eos(
+    tokens: Array, mask: Array, eos: int, read: Array | None = None
+) -> tuple[Array, Array]:
+    """Tokens before the first masked ``eos``, moved to the left, and how many they are.
+
+    Args:
+      read: which of them; None: the masked ones. What ends a text may also begin it, so that others
+        may stand behind an ``eos`` that is not masked.
+    """
     mask = mask.astype(bool)
     ended = jnp.cumsum((mask & (tokens == eos)).astype(jnp.int32), axis=1) > 0
-    return moved_left(tokens, mask & ~ended)
-
-
-def moved_left(tokens: Array, kept: Array) -> tuple[Array, Array]:
-    """The kept tokens of each row in front, in their order, and how many they are."""
+    kept = (mask if read is None else read) & ~ended
     order = jnp.argsort(~kept, axis=1, stable=True)
     return jnp.take_along_axis(tokens, order, axis=1), jnp.sum(kept, axis=1, dtype=jnp.int32)
 

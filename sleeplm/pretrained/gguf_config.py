@@ -111,7 +111,7 @@ def gguf_config(
         tie_embeddings=UNEMBED not in file.tensors,
         qk_norm=arch == "qwen3",
     )
-    return with_context(config, given["context_length"], max_len, dtype, param_dtype)
+    return with_context(config, context_length(file), max_len, dtype, param_dtype)
 
 
 def context_length(file: GgufFile) -> int:

@@ -55,8 +55,10 @@ SIZES = keys_of("""
 USED = SIZES | keys_of("""
     model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta
     rope_scaling rope_parameters tie_word_embeddings layer_types sliding_window
-    bos_token_id eos_token_id architectures auto_map
+    bos_token_id eos_token_id
 """)
+#: Keys that say which program the weights are for: those of other programs are refused.
+PROGRAM = keys_of("architectures auto_map")
 #: What ``transformers`` takes for keys that are left out.
 DEFAULT_HEAD = {"llama": 0, "qwen3": 128}
 DEFAULT_KV_HEADS = {"llama": 0, "qwen3": 32}
@@ -167,7 +169,7 @@ def text_ends(bos: Any, eos: Any) -> tuple[int, int]:
 
 
 def _check_key(key: str, value: Any) -> None:
-    if key in USED or key in IGNORED or value is None:
+    if key in USED | PROGRAM | IGNORED or value is None:
         return
     if key in FIXED:
         remedy = f"only {' or '.join(json.dumps(v) for v in FIXED[key])} is supported"

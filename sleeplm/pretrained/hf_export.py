@@ -21,7 +21,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params
 from sleeplm.models.config import DTYPES, ModelConfig
 from sleeplm.models.graft import backbone_config, backbone_of
-from sleeplm.pretrained.hf_config import CONFIG, IGNORED, model_config, read_raw
+from sleeplm.pretrained.hf_config import CONFIG, IGNORED, PROGRAM, model_config, read_raw
 from sleeplm.pretrained.hf_files import SINGLE, open_folder
 from sleeplm.pretrained.hf_replace import replace_model
 from sleeplm.pretrained.hf_weights import Source, sources
@@ -255,7 +255,7 @@ def _taken_over(
 ) -> dict[str, Any]:
     found = dataclasses.replace(model_config(raw), param_dtype=config.param_dtype)
     require_same_backbone(found, config, str(source / CONFIG))
-    kept = {*ITS_OWN, *IGNORED, "architectures", "auto_map"}
+    kept = {*ITS_OWN, *PROGRAM, *IGNORED}
     kept -= {"dtype", "torch_dtype"}
     return {key: value for key, value in raw.items() if key in kept}
 

@@ -96,7 +96,7 @@ def special_ids(tokenizer: ImportedTokenizer) -> dict[str, Any]:
 
 
 def _ids(file: str, key: str, content: dict[str, Any]) -> list[int] | None:
-    """Ids under a key, one or several, or None; negative ones stand for none (old Llamas)."""
+    """Ids under a key, one or several, or None, which -1 stands for too (old Llamas)."""
     found = content.get(key)
     listed: list[Any] = found if isinstance(found, list) else [found]
     if found is None or listed == [-1]:

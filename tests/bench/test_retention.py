@@ -33,8 +33,10 @@ EXPERIMENTS = [
     *(f"retention_schedule:{when}" for when in ("surprise", "fill", "clock", "day_end")),
 ]
 #: On SmolLM2, from the package that brings it.
-PUBLISHED = ["smollm2", "smollm2:clinc150", "squad", "squad:200", "squad:200/1"]
-PUBLISHED += ["squad:20,smollm2,2"]
+PUBLISHED = [
+    *("smollm2", "smollm2:clinc150"),
+    *("squad", "squad:200", "squad:200/1", "squad:20,smollm2,2"),
+]
 OTHERS = ["arc"]  # no days and nights
 LIFE = f"{pathlib.Path(__file__).with_name('tiny_life.py')}:brief"
 #: Two learners; students write as much as teachers do.

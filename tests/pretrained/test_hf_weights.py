@@ -181,13 +181,13 @@ def test_a_shape_that_disagrees_with_the_configuration_is_named(shards):
 
 def test_buffers_and_a_copy_of_tied_embeddings_may_stay(config, folder):
     tied = model_config(RAW | {"tie_word_embeddings": True})
-    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    extra = {buffer: np.zeros(2, np.float32)}
-    extra["lm_head.weight"] = tensors_of(config)["model.embed_tokens.weight"]
-    for shard in ("model-1.safetensors", "model-2.safetensors"):
-        spoil(
-            folder, shard, lambda t: t.update({n: x for n, x in extra.items() if n in {*t, buffer}})
-        )
+    buffer, head = "model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"
+    extra = {
+        buffer: np.zeros(2, np.float32),
+        head: tensors_of(config)["model.embed_tokens.weight"],
+    }
+    places = json.loads((folder / INDEX).read_text())["weight_map"]
+    spoil(folder, places[head], lambda t: t.update(extra))
     assert "unembed" not in load_params(folder, tied)
 
 

@@ -142,7 +142,6 @@ def whole_round(
     """
     config.check("dream")
     objective = objective or language_model(model)
-    untried = reward is None and config.reward == "none"
     reward = reward or reward_of(model, config)
     tries = attempts(
         objective, update or optax.adam(config.learning_rate),
@@ -184,6 +183,7 @@ def whole_round(
 
         def earnings(trial: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
             adapters, row = trial
+            assert reward is not None
             asked = dict(batch)
             if config.reward == "agreement" and config.agree == "own":
                 asked["held"] = jax.tree.map(lambda x: x[row][None], batch["held"])
@@ -195,7 +195,7 @@ def whole_round(
             return *in_batches(earnings, (trials.adapters, rows), config.at_once), losses
 
         earned, told, losses = jnp.ones(index.shape), Metrics(), None
-        if not untried:
+        if reward is not None:
             earned, told, losses = shared(
                 tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
             )
@@ -229,8 +229,10 @@ def _sum_where(mask: Array, values: Array) -> Array:
     return jnp.sum(jnp.where(mask > 0, values, 0.0))
 
 
-def reward_of(model: Model, config: DreamConfig) -> Reward:
-    """The reward that the configuration describes."""
+def reward_of(model: Model, config: DreamConfig) -> Reward | None:
+    """The reward that the configuration describes; None: nothing is tried."""
+    if config.reward == "none":
+        return None
     if config.reward == "questions":
         return question_reward(model, measure=config.measure, margin=config.margin)
     return agreement_reward(model, margin=config.margin, worse=config.worse)

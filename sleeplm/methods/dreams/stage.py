@@ -40,8 +40,7 @@ from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.dream import no_dreams, whole_round
 from sleeplm.methods.dreams.gate import judged
 from sleeplm.methods.dreams.reinforce import tutor
-from sleeplm.methods.dreams.write import Dreams
-from sleeplm.methods.extract import first_of_its_kind
+from sleeplm.methods.dreams.write import Dreams, once
 from sleeplm.methods.sleep import Step
 from sleeplm.models.transformer import Model
 
@@ -219,9 +218,8 @@ def dreaming(
 
 def _once(accepted: Dreams) -> tuple[Dreams, Array]:
     """Accepted dreams without those that an earlier one is, and how many these were."""
-    rows, there = jnp.arange(len(accepted.mask)), accepted.mask
-    # One that was not accepted makes no other a repeat.
-    fresh = first_of_its_kind(accepted.told.tokens, jnp.where(there, rows, rows + len(rows)))
+    there = accepted.mask
+    fresh = once(accepted.told.tokens, jnp.arange(len(there)), there)
     return accepted.only(fresh), jnp.sum(there * (1.0 - fresh))
 
 

@@ -182,9 +182,7 @@ def write(
     tokens = jnp.where(written & at_end, model.config.eos, samples.tokens)
     told = _alone(tokens, samples.start, length, new_tokens, model.config.bos)
     told = told if alone else as_written
-    # A dream that does not count must not make another one a repeat.
-    order = jnp.where(alive, numbers, numbers + jnp.max(numbers) + 1)
-    fresh = first_of_its_kind(told.tokens, order) * alive
+    fresh = once(told.tokens, numbers, alive)
     dreams = Dreams(as_written, told).only(fresh)
     one = jnp.ones(())
     metrics = {
@@ -193,6 +191,13 @@ def write(
         "copied": copied(samples.tokens, written & (fresh > 0)[:, None], *_inside(contexts), ngram),
     }
     return dreams, metrics
+
+
+def once(tokens: Array, numbers: Array, counts: Array) -> Array:
+    """float32 [m]: 1 for the lowest-numbered dream of every distinct one among those that count."""
+    # A dream that does not count must not make another one a repeat.
+    order = jnp.where(counts, numbers, numbers + jnp.max(numbers) + 1)
+    return first_of_its_kind(tokens, order) * counts
 
 
 def in_turn(contexts: Contexts, numbers: Array) -> Array:
