@@ -93,9 +93,9 @@ def _squad(at: _Place, content: Mapping[str, Any]) -> Iterator[Passage]:
         title = _title(at.of("data", i), article).replace("_", " ")
         for j, paragraph in _entries(at.of("data", i), article, "paragraphs"):
             where = at.of("data", i, "paragraphs", j)
+            context = _context(where, paragraph)
             if paragraph.get("qas") == []:
                 continue
-            context = _context(where, paragraph)
             questions = [
                 PassageQuestion(*_squad_question(where.of("qas", k), qa))
                 for k, qa in _entries(where, paragraph, "qas")
