@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sleeplm.bench import dreamflops
 from sleeplm.bench import plain_arms as plain
 from sleeplm.bench.arm import Arm
 from sleeplm.bench.costs import Reading, longer_updates, question_shape, replay_updates
@@ -145,13 +146,38 @@ def _longer(config: Any, question: Shape = (0, 0)) -> Arm:
     Args:
       question: longest prompt and answer, in tokens, if questions reward dreams.
     """
-    usual, step = config.sleep.updates, config.sleep.inner * config.sleep.epochs
+    usual = config.sleep.updates
     remedy = "sleep_longer has more updates of the night's: give the night some"
     checks.require(usual > 0, "sleep.updates", usual, remedy)
-    wanted = longer_updates(config.model, config.sleep, config.dream, question)
-    updates = step * max(round(wanted / step), 1)
-    instead = max(1 - usual / updates, 0.0)
+    updates, instead = _night_with(config, _dreams_cost(config, config.dream, question))
     return dataclasses.replace(_with(config, updates=updates), instead=instead)
+
+
+def _without(config: Any, question: Shape = (0, 0), **changes: Any) -> Arm:
+    """``dream`` with one part left out; with ``equal_flops`` its night has what that saves.
+
+    Args:
+      question: longest prompt and answer, in tokens, if questions reward the dreams of ``dream``.
+    """
+    if not config.equal_flops or not config.sleep.updates:
+        return _dreaming(config, **changes)
+    cost = functools.partial(_dreams_cost, config, question=question)
+    less = cost(config.dream) - cost(dataclasses.replace(config.dream, **changes))
+    updates, instead = _night_with(config, less)
+    arm = _dreaming(config, night={"updates": updates}, **changes)
+    return dataclasses.replace(arm, instead=instead)
+
+
+def _dreams_cost(config: Any, dream: DreamConfig, question: Shape) -> float:
+    return sum(dreamflops.night(config.model, config.sleep, dream, question).values())
+
+
+def _night_with(config: Any, more: float) -> tuple[int, float]:
+    """Updates of a night that costs that many FLOPs more, and which share of them is more."""
+    usual, step = config.sleep.updates, config.sleep.inner * config.sleep.epochs
+    wanted = longer_updates(config.model, config.sleep, more)
+    updates = step * max(round(wanted / step), 1)
+    return updates, max(1 - usual / updates, 0.0)
 
 
 _AWAKE = ("wake_only", "cms_without_seeding")
@@ -179,7 +205,7 @@ def build_arm(name: str, config: Any, classes: int, reading: Reading | None = No
         check_dreaming(config)
     make = ARMS[name]
     if reading is not None and asks_for_reading(name, config):
-        make = functools.partial(_longer, question=question_shape(reading, config.dream))
+        make = functools.partial(make, question=question_shape(reading, config.dream))
     arm = make(first)
     arm.sleep.check(f"{name}: sleep")  # its own settings need not suit the run's sizes
     if arm.dream is not None:
@@ -196,7 +222,8 @@ def build_arm(name: str, config: Any, classes: int, reading: Reading | None = No
 
 def asks_for_reading(name: str, config: Any) -> bool:
     """Whether an arm depends on what is read: a control costs what questions cost its dreams."""
-    return name == "sleep_longer" and config.dream.reward == "questions"
+    controls = ("sleep_longer", *(PARTLY if config.equal_flops else ()))
+    return name in controls and config.dream.reward == "questions"
 
 
 def check_dreaming(config: Any) -> None:
@@ -233,13 +260,12 @@ def _check_agreement(config: Any, dream: DreamConfig) -> None:
     checks.require(fair, "dream.agree", dream.agree, remedy)
 
 
+#: Arms whose dreams lack one part.
+PARTLY = ("dream_random", "dream_no_explore", "dream_no_reinforcement", "dream_no_reward")
 #: Arms whose nights dream.
-DREAMING = (
-    *("dream", "dream_random", "dream_no_explore", "dream_no_reinforcement"),
-    *("dream_questions", "dream_no_reward", "dream_alone"),
-)
+DREAMING = ("dream", *PARTLY, "dream_questions", "dream_alone")
 #: Every arm by name; build them with :func:`build_arm`.
-ARMS: dict[str, Callable[[Any], Arm]] = {
+ARMS: dict[str, Callable[..., Arm]] = {
     "sleep": lambda c: _seeded(c, c.sleep),
     "sleep_own_cues": lambda c: _with(c, cues="self"),
     "sleep_full": _full,
@@ -255,11 +281,11 @@ ARMS: dict[str, Callable[[Any], Arm]] = {
     "static_replay": _static_replay,
     "sleep_longer": _longer,
     "dream": _dreaming,
-    "dream_random": lambda c: _dreaming(c, score="random"),
-    "dream_no_explore": lambda c: _dreaming(c, explore=False),
-    "dream_no_reinforcement": lambda c: _dreaming(c, reinforce=False),
+    "dream_random": functools.partial(_without, score="random"),
+    "dream_no_explore": functools.partial(_without, explore=False),
+    "dream_no_reinforcement": functools.partial(_without, reinforce=False),
+    "dream_no_reward": functools.partial(_without, reward="none"),
     "dream_questions": lambda c: _dreaming(c, reward="questions"),
-    "dream_no_reward": lambda c: _dreaming(c, reward="none"),
     # Its night opens an expert and consolidates nothing; the fast level keeps what it has.
     "dream_alone": lambda c: _dreaming(c, night={"updates": 0, "becomes": "dusk"}),
     "reset_only": lambda c: _with(c, updates=0),

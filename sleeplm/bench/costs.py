@@ -147,17 +147,9 @@ def replay_updates(model: ModelConfig, sleep: SleepConfig) -> float:
     return sum(flops.night(model, sleep).values()) / replay_step(model, sleep)
 
 
-def longer_updates(
-    model: ModelConfig, sleep: SleepConfig, dream: DreamConfig, question: dreamflops.Shape = (0, 0)
-) -> float:
-    """Updates of a night without dreams that cost as much as ``sleep`` with them.
-
-    Args:
-      question: see :func:`~sleeplm.bench.dreamflops.night`.
-    """
-    usual = sum(flops.night(model, sleep).values())
-    dreams = sum(dreamflops.night(model, sleep, dream, question).values())
-    return sleep.updates * (1 + dreams / usual)
+def longer_updates(model: ModelConfig, sleep: SleepConfig, more: float) -> float:
+    """Updates of a night that costs as many FLOPs as ``sleep`` and ``more``."""
+    return sleep.updates * (1 + more / sum(flops.night(model, sleep).values()))
 
 
 def moved_parameters(bench: Any, arm: Any, nights: int) -> int:

@@ -130,6 +130,8 @@ class RetentionConfig:
         lives with the first values of all lists, with the second, ..., all side by side
         (:data:`sleeplm.bench.sweep.MAY_VARY` has the names).
       arms: lives to compare, see :data:`sleeplm.bench.arms.ARMS`.
+      equal_flops: arms whose dreams lack a part have as many more updates of the night as that part
+        costs (``sleep_longer``, which has no dreams, always has).
       probes: ask for traffic and oracle routing after the last night, where every day has a
         night of its own.
       mesh: devices that the run is spread over, see docs/scale.md; a run can be resumed on others.
@@ -171,6 +173,7 @@ class RetentionConfig:
     seeds: int = 1
     sweep: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     arms: list[str] = dataclasses.field(default_factory=lambda: ["sleep", "wake_only"])
+    equal_flops: bool = False
     probes: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)

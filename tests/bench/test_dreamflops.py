@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import dreamflops, flops, handover
-from sleeplm.bench.arms import build_arm
+from sleeplm.bench.arms import PARTLY, build_arm
 from sleeplm.bench.costs import Reading
 from sleeplm.bench.lives import learners_of
 from sleeplm.bench.material import prepare
@@ -27,6 +27,7 @@ from sleeplm.methods.dreams.dream import in_bases
 from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.write import Contexts, whole
 from sleeplm.methods.objectives import language_model
+from sleeplm.methods.schedule import ScheduleConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.decode import generate
 from sleeplm.models.transformer import Model
@@ -180,6 +181,39 @@ def test_the_control_without_dreams_costs_as_much_as_sleep_with_them(reading, re
     if reward == "questions":  # or nothing would be held: reading them is most of what dreams cost
         unread = dreams - DREAM.rounds * read_for_rewards(config.model, *longest(reading))
         assert cost > usual + unread + one_extraction
+
+
+@pytest.mark.parametrize("name", PARTLY)
+@pytest.mark.parametrize("reward", ["agreement", "questions"])
+def test_dreams_that_lack_a_part_have_what_it_costs_in_longer_nights(reading, name, reward):
+    """If they are to cost as much as whole ones; else their nights are the usual ones."""
+    dream = dataclasses.replace(DREAM, reward=reward, reinforce=True, writer_rank=4)
+    config = dataclasses.replace(
+        reading.config, dream=dream, schedule=ScheduleConfig(when="day_end")
+    )
+
+    def built(name, **settings):
+        own = dataclasses.replace(config, **settings)
+        arm = build_arm(name, own, 0, dataclasses.replace(reading, config=own))
+        question = (0, 0) if reward == "agreement" else longest(reading)
+        night = sum(flops.night(config.model, arm.sleep).values())
+        return (
+            arm,
+            night,
+            sum(dreamflops.night(config.model, arm.sleep, arm.dream, question).values()),
+        )
+
+    one_extraction = sum(flops.night(config.model, config.sleep).values()) / config.sleep.blocks
+    whole, night, dreams = built("dream")
+    less, as_long, fewer = built(name)
+    assert less.sleep == whole.sleep and as_long == night
+    assert fewer < dreams or name == "dream_no_explore"
+    equal, longer, the_same = built(name, equal_flops=True)
+    assert the_same == fewer and equal.dream == less.dream
+    assert longer + fewer == pytest.approx(night + dreams, abs=one_extraction / 2)
+    more = equal.sleep.updates - config.sleep.updates
+    assert equal.instead == pytest.approx(more / equal.sleep.updates)
+    assert (more > 0) == (dreams - fewer > one_extraction / 2)
 
 
 def longest(reading) -> tuple[int, int]:
