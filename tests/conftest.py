@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 
@@ -14,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",  # they take two fifths of the time to compile
         "--xla_cpu_parallel_codegen_split_count=1",  # workers have a core each: a tenth less
+        # What they would simplify runs for a moment; looking for it takes a tenth of the time.
+        "--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops",
     ]
 )
 
@@ -132,6 +135,15 @@ class Tiny:
             offer = (batch["tokens"], batch["length"], batch["today"])
             cues = remember(cues, *offer, jax.random.key(seed + 2 + day))
         return made, state.replace(cues=jax.tree.map(jnp.asarray, cues))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def seldom_collecting():
+    """Tracing makes many objects and little garbage: looking for it takes a seventh of a life."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000)
+    yield
+    gc.set_threshold(*before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,7 +67,10 @@ def other_slots(state):
 
 @pytest.mark.slow
 def test_a_whole_night_with_its_whole_objective_keeps_the_laws(tiny, tmp_path):
-    """Begin, extractions with rollouts and imitation, updates, end: all that a night is."""
+    """Begin, extractions with rollouts and imitation, updates, end: all that a night is.
+
+    But for law 4, about ``chain``: two whole nights in one program take a minute to compile.
+    """
     model, config = tiny.model(), night_config(tiny)
     state = after_a_day(tiny, model, config)
     batches = [tiny.rows(config, first=i) for i in range(3)]
@@ -73,8 +78,14 @@ def test_a_whole_night_with_its_whole_objective_keeps_the_laws(tiny, tmp_path):
     def make(axis_name=None):
         return sleep(model, config, "fast", "slow", axis_name=axis_name)
 
-    testing.check_laws(make, state, batches, directory=tmp_path, frozen=STILL)
-    testing.frozen_stay_frozen(make, state, batches[:1], other_slots)  # a night, a slot
+    shared = functools.cache(make)
+    testing.jitted_equals_eager(shared, state, batches[:1])
+    testing.traces_once(shared, state, batches)
+    testing.parallel_forms_agree(shared, state, batches[:2])
+    testing.resumes_bit_identical(make, state, batches, tmp_path)
+    testing.frozen_stay_frozen(shared, state, batches, STILL)
+    testing.frozen_stay_frozen(shared, state, batches[:1], other_slots)  # a night, a slot
+    testing.vmapped_seeds_equal_a_loop(shared, state, batches[0])
 
 
 # --- phases that break a law are caught ----------------------------------------------------------

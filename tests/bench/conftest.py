@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import pathlib
 from typing import Any, NamedTuple
 
@@ -94,15 +93,6 @@ class Brief:
         stage = Stage(name, lambda: again[0](*again[1:]), agenda, life.streams)
         state = run.stage(stage)
         return Lived(bench, arm, run, newborn, state, read_metrics(directory / METRICS))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def seldom_collecting():
-    """Tracing makes many objects and little garbage: looking for it takes a seventh of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000)
-    yield
-    gc.set_threshold(*before)
 
 
 @pytest.fixture(scope="session")

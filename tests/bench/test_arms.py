@@ -31,9 +31,11 @@ from sleeplm.methods.gaussians import GAUSSIANS
 from sleeplm.methods.schedule import ScheduleConfig
 
 #: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
-#: ``sleep`` with another number of updates. Two more are ``sleep_full`` with one other weight.
+#: ``sleep`` with another number of updates. Two more are ``sleep_full`` with one other weight, and
+#: two with the teachers of the paper, whose nights tests/methods/test_sleep.py sleeps.
 ANOTHER_NUMBER = ("sleep_longer", "no_imitation", "no_semantic")
-LIVES = [name for name in ARMS if name not in (*DREAMING, *ANOTHER_NUMBER)]
+AS_WRITTEN = ("sleep_paper_v2", "sleep_paper_evening")
+LIVES = [name for name in ARMS if name not in (*DREAMING, *ANOTHER_NUMBER, *AS_WRITTEN)]
 SLEEPERS = [name for name in LIVES if name not in WITHOUT_LEVELS_NIGHTS]
 #: Arms whose nights give the slow level one fresh expert each, and move nothing else in it.
 EXPANDING = [name for name in SLEEPERS if not re.match("equal|fixed", name)]

@@ -27,7 +27,7 @@ from sleeplm.runtime.config import load_config
 ROOT = pathlib.Path(__file__).parents[2]
 LIFE = str(pathlib.Path(__file__).with_name("tiny_life.py"))
 CACHE = pathlib.Path(".cache") / "pretrained"  # in the working directory of a run
-KILLS_EARLY, KILLS_AT_WORK = 1, 5
+STAGES = ("pretrain", "sleep", "wake_only")
 SELDOM = "--config.save_seconds=60"  # where no kill falls between two moments
 
 pytestmark = pytest.mark.slow
@@ -45,9 +45,9 @@ class Place:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-            "--xla_cpu_parallel_codegen_split_count=1",
+            "XLA_FLAGS": " ".join(
+                flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag
+            ),
         }
 
     def start(self, *arguments: str) -> subprocess.Popen:
@@ -163,12 +163,11 @@ def assert_same_end(place: Place, whole: Place) -> None:
 def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path, whole, compiled):
     dice = random.Random(20)
     place = Place(tmp_path / "killed", compiled)
-    moments = len(whole.timed())
     # After so many moments of the run, and a little later; None: soon after the process began.
-    kills = [(n, dice.choice([0, 0.05, 0.2]) * dice.random())
-             for n in sorted(dice.sample(range(1, moments - 2), KILLS_AT_WORK))]  # fmt: skip
-    for _ in range(KILLS_EARLY):
-        kills.insert(dice.randrange(KILLS_AT_WORK // 2), (None, dice.uniform(0.1, 2.5)))
+    kills: list[tuple[int | None, float]] = [(None, dice.uniform(0.1, 2.5))]
+    for stage in STAGES:
+        moments = [n for n, (of, _) in enumerate(whole.timed(), start=1) if of == stage]
+        kills.append((dice.choice(moments[:-1]), dice.choice([0, 0.05, 0.2]) * dice.random()))
     stages = set()
     for done, delay in kills:
         process = place.start("--resume", "--quiet")
@@ -177,7 +176,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path, whole, compil
         time.sleep(delay)
         kill(process)
         stages |= {stage for stage, _ in place.timed()} if place.moments() else set()
-    assert stages == {"pretrain", "sleep", "wake_only"}, "kills should fall into every stage"
+    assert stages == set(STAGES), "kills should fall into every stage"
     process = place.start("--resume", "--quiet")
     place.wait(process, (place.run / "results.json").exists)
     time.sleep(dice.uniform(0, 0.3))
@@ -224,9 +223,8 @@ def test_signals_stop_a_run_in_one_line_that_says_how_to_go_on(tmp_path, whole, 
         assert place.last(arm) == whole.last(arm)
 
 
-@pytest.mark.parametrize("arm", ["sleep", "wake_only"])
-def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_goes_on(copy, whole, arm):
-    folder = copy.run / "checkpoints" / arm
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(copy, whole):
+    folder = copy.run / "checkpoints" / "sleep"
     newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     for path in newest.rglob("*"):
         if path.is_file():

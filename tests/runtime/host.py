@@ -1,18 +1,15 @@
 """One process of several: wakes, saves after every step, and goes on from what is there.
 
-``python host.py DIRECTORY COORDINATOR PROCESSES PROCESS STEPS MESH [DIE]``: lives to STEPS on MESH
-(JSON), or is killed after step DIE. Prints, as JSON, the losses of its own steps, and a digest of
-the learner at the end.
+``python host.py DIRECTORY COORDINATOR PROCESSES PROCESS STEPS MESH``: lives to STEPS on MESH.
+MESH is JSON, and so is what it prints: the losses of its own steps, and a digest of the learner at
+the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import sys
-import time
 
 import jax
 import numpy as np
@@ -30,7 +27,7 @@ def documents():
     return [random.integers(3, 40, n).tolist() for n in random.integers(4, LENGTH, 60)]
 
 
-def live(directory: str, steps: int, mesh: jax.sharding.Mesh, die: int | None = None) -> dict:
+def live(directory: str, steps: int, mesh: jax.sharding.Mesh) -> dict:
     case = awake()
     sharing = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     stream = iter(day_stream(documents(), ROWS, LENGTH, seed=1, **sharing))
@@ -51,9 +48,6 @@ def live(directory: str, steps: int, mesh: jax.sharding.Mesh, die: int | None = 
             state, metrics = step(state, batch, jax.random.fold_in(key, i))
             losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
             checkpoints.save(i + 1, state, stream.get_state(), {})
-            if die == i + 1:
-                print(time.time(), flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         whole = jax.jit(lambda s: jax.tree.leaves(s.replace(key=jax.random.key_data(s.key))),
                         out_shardings=everywhere)(state)  # fmt: skip
@@ -63,7 +57,7 @@ def live(directory: str, steps: int, mesh: jax.sharding.Mesh, die: int | None = 
 
 
 if __name__ == "__main__":
-    directory, coordinator, processes, process, steps, shape, *die = sys.argv[1:]
+    directory, coordinator, processes, process, steps, shape = sys.argv[1:]
     with joined(coordinator, int(processes), int(process)):
         mesh = parallel.mesh(json.loads(shape))
-        print(json.dumps(live(directory, int(steps), mesh, *map(int, die))), flush=True)
+        print(json.dumps(live(directory, int(steps), mesh)), flush=True)
