@@ -15,8 +15,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",  # they take two fifths of the time to compile
         "--xla_cpu_parallel_codegen_split_count=1",  # workers have a core each: a tenth less
-        # What they would simplify runs for a moment; looking for it takes a tenth of the time.
-        "--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops",
     ]
 )
 
