@@ -55,8 +55,9 @@ def test_wake_steps_are_the_same_along_every_three_axes_at_once():
 
 
 def test_a_night_with_rollouts_and_imitation_is_the_same_on_a_mesh():
-    """Dreams on a mesh: ``tests/bench/test_dream_life.py``."""
-    status, found = differences("seeding", "--mesh=replica=2,data=2,tensor=2")
+    """Other axes: ``tests/test_laws.py`` (rows) and ``tests/bench/test_mesh_life.py``; dreams on a
+    mesh: ``tests/bench/test_dream_life.py``."""
+    status, found = differences("seeding", "--mesh=tensor=2")
     assert status == 0 and len(found) == 1
     hold(found)
 
