@@ -32,6 +32,7 @@ from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.bench.spreading import check_mesh, check_processes
+from sleeplm.bench.start import asked_once
 from sleeplm.bench.sweep import check_sweep
 from sleeplm.bench.textscores import NAMES, text_scores
 from sleeplm.bench.timetable import nights_of
@@ -342,12 +343,17 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": put(slots, mesh)}
-    ask = grade(backbone, said=scores is not None)
-    start = jax.device_get(ask_each(ask, mesh)(newborn, put(paper, mesh)))
-    start = start if scores is None else scores(start)
-    if general is not None:
-        read = ask_each(general_loss(backbone), mesh)
-        start["general"] = jax.device_get(read(newborn, put(general, mesh)))
+
+    def ask() -> dict[str, Any]:
+        examine = ask_each(grade(backbone, said=scores is not None), mesh)
+        found = jax.device_get(examine(newborn, put(paper, mesh)))
+        found = found if scores is None else scores(found)
+        if general is not None:
+            read = ask_each(general_loss(backbone), mesh)
+            found["general"] = jax.device_get(read(newborn, put(general, mesh)))
+        return found
+
+    start = asked_once(run, ask)
     run.say(
         f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
         f"{start['recall'][:, :-1].mean():.2f} of the days"
