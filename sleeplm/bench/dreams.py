@@ -27,7 +27,7 @@ from sleeplm.bench.presets import bench
 from sleeplm.bench.turns import in_turns
 from sleeplm.core import checks, tree
 from sleeplm.core.types import Array, Memory, Variables
-from sleeplm.methods.dreams.trials import attempt, attempts, begin
+from sleeplm.methods.dreams.trials import attempt, attempts, begin, sharing_experts
 from sleeplm.methods.dreams.write import Contexts, whole
 from sleeplm.methods.objectives import language_model
 from sleeplm.models.transformer import Model
@@ -87,7 +87,7 @@ def ways(
     model: Model, variables: Variables, memory: Memory, keys: Array, *, rank: int, steps: int
 ) -> dict[str, Callable[[], Any]]:
     """The same trials in three ways."""
-    objective, update = language_model(model), optax.adam(1e-3)
+    objective, update = language_model(sharing_experts(model)), optax.adam(1e-3)
     make = functools.partial(attempts, objective, update, rank=rank, steps=steps)
     at_once, in_loop = jax.jit(make()), jax.jit(make(at_once=1))
     one = jax.jit(attempt(objective, update, rank=rank, steps=steps))
@@ -109,9 +109,9 @@ def bytes_of_one_more(
     The second is the difference of two batches' temporary memory, as the compiler reports it;
     None where it does not.
     """
-    update = optax.adam(1e-3)
+    objective, update = language_model(sharing_experts(model)), optax.adam(1e-3)
     kept = jax.eval_shape(lambda p, k: begin(p, update, rank, k), variables["params"], keys[0])
-    tries = jax.jit(attempts(language_model(model), update, rank=rank, steps=steps))
+    tries = jax.jit(attempts(objective, update, rank=rank, steps=steps))
     half = len(keys) // 2
 
     def needed(count: int) -> int | None:

@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sleeplm.core import tree
+from sleeplm.core.platform import written_for
 from sleeplm.methods.adapters import ADAPTERS, adapted, beside, with_adapters
-from sleeplm.methods.dreams.trials import Lesson, attempt, attempts, begin
+from sleeplm.methods.dreams.trials import Lesson, attempt, attempts, begin, sharing_experts
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
 from sleeplm.runtime import parallel
@@ -214,3 +215,43 @@ def test_no_copy_of_a_weight_stands_in_the_compiled_program(tiny, tried):
     assert (TRIALS, 24, RANK) in shapes  # adapters are found
     for _, *matrix in kernels:
         assert (TRIALS, *matrix) not in shapes and (TRIALS * matrix[0], matrix[1]) not in shapes
+
+
+@pytest.mark.parametrize("length", [10, 80])
+def test_on_accelerators_trials_share_the_experts_too(tiny, tried, length):
+    """What is best for one text, short or long, would copy the chosen experts or all of them."""
+    model = tiny.model(d_model=24, max_len=length)
+    variables = {"params": tiny.params(model), "slots": model.init_slots()}
+    row = jax.tree.map(lambda x: jnp.pad(x[..., :10], _to(x, length)), tried[2])
+    pool = variables["params"]["blocks"]["levels"]["slow"]["experts"]["a"]
+
+    def largest(model):
+        """Elements of the largest array of expert matrices [..., D, R] in the program."""
+        with written_for("tpu"):
+            tries = attempts(language_model(model, chunk=8), UPDATE, rank=RANK, steps=1)
+            text = jax.jit(tries).lower(variables, row, KEYS).compile().as_text()
+        rank = pool.shape[-1]
+        assert rank != RANK  # or adapters would be taken for experts
+        shapes = re.findall(rf"f32\[((?:\d+,)*24,{rank})\]", text)
+        return max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
+
+    with written_for("tpu"):
+        sharing = sharing_experts(model)
+    assert largest(sharing) <= pool.size < TRIALS * pool.size <= largest(model)
+
+
+def _to(x, length):
+    """Padding of the last axis, if it is one of positions."""
+    room = length - 10 if x.ndim > 2 else 0
+    return [(0, 0)] * (x.ndim - 1) + [(0, room)]
+
+
+def test_a_dispatch_that_was_chosen_stays_and_so_does_a_cpus(tiny):
+    for dispatch in ("gather", "grouped", "dense"):
+        chosen = tiny.model(dispatch=dispatch)
+        with written_for("gpu"):
+            assert sharing_experts(chosen) == chosen
+    usual = tiny.model()
+    assert sharing_experts(usual) == usual
+    with written_for("gpu"):
+        assert sharing_experts(usual).config.dispatch == "dense"

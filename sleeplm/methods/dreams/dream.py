@@ -36,7 +36,7 @@ from sleeplm.methods.adapters import beside
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.rewards import Reward, agreement_reward, question_reward
 from sleeplm.methods.dreams.select import choose, places, score
-from sleeplm.methods.dreams.trials import Lesson, attempts
+from sleeplm.methods.dreams.trials import Lesson, attempts, sharing_experts
 from sleeplm.methods.dreams.write import (
     Contexts,
     Dreams,
@@ -141,14 +141,15 @@ def whole_round(
       ConfigError: a setting that cannot work.
     """
     config.check("dream")
-    objective = objective or language_model(model)
-    reward = reward or reward_of(model, config)
-    tries = attempts(
-        objective, update or optax.adam(config.learning_rate),
-        rank=config.rank, steps=config.steps, at_once=config.at_once, batch=config.batch,
-    )  # fmt: skip
 
     def run(variables: Variables, batch: Mapping[str, Any], key: Array) -> Outcome:
+        tried_model = sharing_experts(model)
+        learn = objective or language_model(tried_model)
+        judge = reward or reward_of(tried_model, config)
+        tries = attempts(
+            learn, update or optax.adam(config.learning_rate),
+            rank=config.rank, steps=config.steps, at_once=config.at_once, batch=config.batch,
+        )  # fmt: skip
         write_key, score_key, choose_key, try_key, recall_key = jax.random.split(key, 5)
         expand_key = jax.random.fold_in(key, 5)
         variables = varying(variables, axis_name)
@@ -171,7 +172,7 @@ def whole_round(
 
         def scored(kind: str) -> Array:
             return score(
-                kind, objective, variables, graded, score_key, trainable=trainable,
+                kind, learn, variables, graded, score_key, trainable=trainable,
                 reference=batch["reference"], size=config.sketch, chunk=config.chunk,
                 axis_name=axis_name,
             )  # fmt: skip
@@ -183,11 +184,11 @@ def whole_round(
 
         def earnings(trial: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
             adapters, row = trial
-            assert reward is not None
+            assert judge is not None
             asked = dict(batch)
             if config.reward == "agreement" and config.agree == "own":
                 asked["held"] = jax.tree.map(lambda x: x[row][None], batch["held"])
-            return reward(variables, beside(variables, adapters), asked)
+            return judge(variables, beside(variables, adapters), asked)
 
         def tried_by_me(part: tuple[Lesson, Array, Array]) -> tuple[Array, Metrics, Array]:
             lessons, keys, rows = part
@@ -195,7 +196,7 @@ def whole_round(
             return *in_batches(earnings, (trials.adapters, rows), config.at_once), losses
 
         earned, told, losses = jnp.ones(index.shape), Metrics(), None
-        if reward is not None:
+        if judge is not None:
             earned, told, losses = shared(
                 tried_by_me, (learned, row_keys(try_key, index), in_turn(given, index)), axis_name
             )

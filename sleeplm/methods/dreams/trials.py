@@ -5,6 +5,7 @@ Dimension letters: T trials, B rows of one trial, L length, R rank.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core.layout import in_batches
+from sleeplm.core.platform import platform
 from sleeplm.core.shares import varying_as
 from sleeplm.core.types import Array, Memory, Objective, Params, PyTree, Variables
 from sleeplm.methods.adapters import beside, fresh_adapters
+from sleeplm.models.transformer import Model
 
 
 class Lesson(NamedTuple):
@@ -36,6 +39,19 @@ class Trial(NamedTuple):
 
     adapters: PyTree
     moments: optax.OptState
+
+
+def sharing_experts(model: Model) -> Model:
+    """The model as many trials run it at once: its experts are multiplied as one pool for all.
+
+    To be asked while the program is traced. What ``auto`` picks for one text on accelerators would
+    copy experts for every trial: ``gather`` the chosen ones for each token, and ``grouped`` the
+    whole pool, since ``lax.ragged_dot`` cannot be mapped over one of its operands alone. A
+    ``dispatch`` that somebody has chosen stays.
+    """
+    if model.config.dispatch != "auto" or platform() == "cpu":
+        return model
+    return Model(dataclasses.replace(model.config, dispatch="dense"))
 
 
 def begin(params: Params, update: optax.GradientTransformation, rank: int, key: Array) -> Trial:
