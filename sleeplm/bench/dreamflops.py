@@ -87,6 +87,8 @@ def a_round(
     if dream.reinforce:
         positions = dream.writer_epochs * dream.kept * dream.width
         costs["reinforced"] = positions * adapters(model, dream.width, dream.writer_rank)
+        if 0 < dream.writer_rows < dream.kept:  # pieces are computed again on the way back
+            costs["reinforced"] += positions * flops.forward(model, dream.width)
     return costs
 
 

@@ -5,6 +5,7 @@ All of them sum over tokens and weigh by ``memory.weights``, so that they can be
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from sleeplm.core.checks import is_constant
@@ -32,6 +33,28 @@ def language_model(model: Model, chunk: int = 128) -> Objective:
         return loss, weight, {}
 
     return objective
+
+
+def in_pieces(objective: Objective, rows: int) -> Objective:
+    """The same objective, for gradients of which ``rows`` of a memory's rows are kept at once.
+
+    Every piece is computed again on the way back, which costs a forward pass more. 0: all at once.
+    """
+
+    def run(variables: Variables, memory: Memory):
+        count = len(memory.source)
+        if not 0 < rows < count:
+            return objective(variables, memory)
+
+        def cut(x: Array) -> Array:  # rows that fill one up have no weight
+            filled = jnp.pad(x, ((0, -count % rows), *((0, 0),) * (x.ndim - 1)))
+            return filled.reshape(-1, rows, *x.shape[1:])
+
+        piece = jax.checkpoint(objective)
+        each = jax.lax.map(lambda part: piece(variables, part), jax.tree.map(cut, memory))
+        return jax.tree.map(lambda x: x.sum(0), each)
+
+    return run
 
 
 def seeding(

@@ -149,6 +149,10 @@ def test_a_night_is_its_rounds_what_is_absorbed_and_the_gate(tiny):
     )
     assert whole_night["tried"] == 3 * a_round["tried"]
     assert whole_night["dreamt"] == pytest.approx(3 * (a_round["dreamt"] + absorbing["dreamt"]))
+    pieces = dreamflops.night(CONFIG, sleep, dataclasses.replace(DREAM, writer_rows=2))
+    again = DREAM.rounds * DREAM.writer_epochs * DREAM.kept * DREAM.width
+    again *= flops.forward(CONFIG, DREAM.width)
+    assert pieces["reinforced"] - whole_night["reinforced"] == pytest.approx(again)
     without = dataclasses.replace(DREAM, score="random", reinforce=False)
     assert {"selected", "reinforced"}.isdisjoint(dreamflops.night(CONFIG, sleep, without))
     alone = dreamflops.absorbing(CONFIG, sleep, dataclasses.replace(DREAM, past=0.0))

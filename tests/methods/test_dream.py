@@ -28,7 +28,7 @@ from sleeplm.methods.dreams.dream import (
     round_of,
     whole_round,
 )
-from sleeplm.methods.dreams.reinforce import of_writer, reinforce, with_writer
+from sleeplm.methods.dreams.reinforce import of_writer, reinforce, tutor, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
 from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.trials import Lesson
@@ -481,6 +481,21 @@ def test_a_writer_that_restarts_forgets_the_rounds_before(tiny, learning, restar
     named = jax.tree_util.tree_leaves_with_path(after.params[WRITER])
     b = max(float(jnp.abs(x).max()) for path, x in named if path[-1].key == "b")
     assert (b < 0.1) == restarts
+
+
+def test_a_writer_that_keeps_a_few_dreams_at_once_learns_the_same(tiny, learning):
+    """Three of the four that were accepted, then the other."""
+    model, state = learning
+    accepted, _ = once(learning, contexts(tiny), light(), reward=always)
+
+    def taught(rows):
+        phase = tutor(model, light(writer_rows=rows, writer_epochs=1))
+        start = state.replace(private=phase.init(state.params, KEY))
+        return jax.jit(phase.step)(start, accepted, KEY)[0].params[WRITER]
+
+    want, got = taught(0), taught(3)
+    assert tree.differing(want, state.params[WRITER])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
 
 
 def test_a_learner_without_a_writer_cannot_be_reinforced(learning):

@@ -55,7 +55,8 @@ class DreamConfig:
       worse: nats a token that these memories may lose.
       writer_rank: of the dream writer's own adapters. writer_epochs, writer_learning_rate: of its
         fine-tuning in every round (Adam). writer_restarts: that begins anew each time, as ReST^EM
-        does, instead of where the last round ended.
+        does, instead of where the last round ended. writer_rows: dreams that it keeps at once, on
+        every device, for a forward pass more; 0: all that were accepted.
       rounds: of a night. contexts: texts of the day that a round is written from. formats: that
         these are continued in, in turn (:mod:`sleeplm.data.formats`). questions: of the day, that a
         round is rewarded by where questions reward.
@@ -103,6 +104,7 @@ class DreamConfig:
     writer_epochs: int = 4
     writer_learning_rate: float = 1e-3
     writer_restarts: bool = True
+    writer_rows: int = 0
     rounds: int = 2
     contexts: int = 32
     formats: list[str] = dataclasses.field(default_factory=lambda: ["free"])
@@ -149,6 +151,7 @@ class DreamConfig:
             "gate",
             "score_rows",
             "batch",
+            "writer_rows",
         ):
             checks.integer(f"{field}.{name}", getattr(self, name))
             checks.at_least(f"{field}.{name}", getattr(self, name), 0)

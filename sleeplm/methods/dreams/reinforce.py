@@ -35,7 +35,7 @@ from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.dream import as_writer, no_dreams, round_of
 from sleeplm.methods.dreams.write import Dreams, only
 from sleeplm.methods.extract import stateless
-from sleeplm.methods.objectives import language_model
+from sleeplm.methods.objectives import in_pieces, language_model
 from sleeplm.models.transformer import Model
 
 
@@ -65,7 +65,7 @@ def tutor(model: Model, config: DreamConfig, axis_name: Axis = None) -> Phase:
     """
     learn = consolidate(
         stateless(lambda variables, batch, key: only(*own_share(batch, axis_name))),
-        of_writer(language_model(model)),
+        in_pieces(of_writer(language_model(model)), config.writer_rows),
         optax.adam(config.writer_learning_rate),
         trainable=in_adapters(WRITER),
         epochs=config.writer_epochs,
