@@ -23,8 +23,8 @@ from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.classes import count_labels
 from sleeplm.bench.costs import Reading
 from sleeplm.bench.dream_contexts import check_material, style_of
-from sleeplm.bench.exams import grade, stack_exams
-from sleeplm.bench.general import general_loss, general_of
+from sleeplm.bench.exams import stack_exams
+from sleeplm.bench.general import general_of
 from sleeplm.bench.lives import Bench, learners_of, live, steps_of
 from sleeplm.bench.material import Material, check_world, cut_asleep, paper_of, prepare
 from sleeplm.bench.outcome import outcomes
@@ -32,9 +32,9 @@ from sleeplm.bench.pretraining import check_backbone, pretrained
 from sleeplm.bench.report import write_report
 from sleeplm.bench.results import RESULTS, read_results
 from sleeplm.bench.spreading import check_mesh, check_processes
-from sleeplm.bench.start import asked_once
+from sleeplm.bench.start import asked_once, first_exam, tell
 from sleeplm.bench.sweep import check_sweep
-from sleeplm.bench.textscores import NAMES, text_scores
+from sleeplm.bench.textscores import text_scores
 from sleeplm.bench.timetable import nights_of
 from sleeplm.bench.worlds import check_text, has_passages
 from sleeplm.core import checks
@@ -52,7 +52,7 @@ from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.minilm import minilm_folder
 from sleeplm.runtime import hosts
-from sleeplm.runtime.learners import MeshConfig, ask_each, put, put_params
+from sleeplm.runtime.learners import MeshConfig, put, put_params
 from sleeplm.runtime.run import Run
 
 LARGEST_SEED = 2**31 - 1
@@ -343,25 +343,9 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
         params = put_params(jax.tree.map(lambda x: jnp.concatenate([x] * times), params), mesh)
     slots = jax.tree.map(lambda x: jnp.stack([x] * len(learners)), backbone.init_slots())
     newborn = {"params": params, "slots": put(slots, mesh)}
-
-    def ask() -> dict[str, Any]:
-        examine = ask_each(grade(backbone, said=scores is not None), mesh)
-        found = jax.device_get(examine(newborn, put(paper, mesh)))
-        found = found if scores is None else scores(found)
-        if general is not None:
-            read = ask_each(general_loss(backbone), mesh)
-            found["general"] = jax.device_get(read(newborn, put(general, mesh)))
-        return found
-
-    start = asked_once(run, ask)
-    run.say(
-        f"pretrained: knows {start['recall'][:, -1].mean():.2f} of what it read, "
-        f"{start['recall'][:, :-1].mean():.2f} of the days"
-    )
-    if scores is not None:
-        said = {name: start[name].mean() for name in NAMES if name in start}
-        words = ", ".join(f"{name} {mean:.2f}" for name, mean in said.items())
-        run.say(f"answers as text, before anything is read: {words}")
+    exam = first_exam(backbone, newborn, paper, general, scores, mesh)
+    start = asked_once(run, exam)
+    tell(run, start)
     bench = Bench(config, learners, materials, paper, params, start, general, scores, mesh)
     for name, arm in arms.items():
         live(bench, run, name, arm)

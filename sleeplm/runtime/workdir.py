@@ -18,7 +18,7 @@ BOARD = "tensorboard"
 #: the last of these are of jobs, and of their reports.
 WRITTEN = (
     *(CHECKPOINTS, METRICS, TIMINGS, LOCK, BOARD),
-    *("results.json", "report.json", "report.md", "report.html", "retention.png"),
+    *("start.npz", "results.json", "report.json", "report.md", "report.html", "retention.png"),
 )
 #: Settings that change how a run is kept, not what it computes: they may differ on --resume.
 HOUSEKEEPING = ("cache", "save_seconds", "keep", "mesh")
