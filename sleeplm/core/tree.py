@@ -58,3 +58,13 @@ def differing(a: PyTree, b: PyTree) -> list[str]:
         for (path, x), y in zip(left, right, strict=True)
         if bits(x) != bits(y)
     ]
+
+
+def in_pieces(tree: PyTree, rows: int) -> PyTree:
+    """Arrays [B, ...] cut into [B / rows, rows, ...], the last piece filled up with zeros."""
+
+    def cut(x: Array) -> Array:
+        filled = jnp.pad(x, ((0, -len(x) % rows), *((0, 0),) * (x.ndim - 1)))
+        return filled.reshape(-1, rows, *x.shape[1:])
+
+    return jax.tree.map(cut, tree)

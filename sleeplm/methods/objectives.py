@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sleeplm.core import tree
 from sleeplm.core.checks import is_constant
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import (
@@ -45,13 +46,9 @@ def in_pieces(objective: Objective, rows: int) -> Objective:
         count = len(memory.source)
         if not 0 < rows < count:
             return objective(variables, memory)
-
-        def cut(x: Array) -> Array:  # rows that fill one up have no weight
-            filled = jnp.pad(x, ((0, -count % rows), *((0, 0),) * (x.ndim - 1)))
-            return filled.reshape(-1, rows, *x.shape[1:])
-
         piece = jax.checkpoint(objective)
-        each = jax.lax.map(lambda part: piece(variables, part), jax.tree.map(cut, memory))
+        parts = tree.in_pieces(memory, rows)  # rows that fill one up have no weight
+        each = jax.lax.map(lambda part: piece(variables, part), parts)
         return jax.tree.map(lambda x: x.sum(0), each)
 
     return run

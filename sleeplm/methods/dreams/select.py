@@ -93,18 +93,13 @@ def mean_gradient(
         losses = in_batches(lambda row: row_loss(objective, now, row), memory)
         return jnp.sum(losses * there) / count
 
-    size = min(chunk or len(there), len(there))
-
-    def in_chunks(x: Array) -> Array:
-        filled = jnp.pad(x, ((0, -len(x) % size), *((0, 0),) * (x.ndim - 1)))
-        return filled.reshape(-1, size, *x.shape[1:])
-
     def add(total: PyTree, part: tuple[Memory, Array]) -> tuple[PyTree, None]:
         gradient = jax.grad(loss)(chosen, *part)
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
 
     nothing = _exact(jax.tree.map(jnp.zeros_like, chosen))
-    parts = jax.tree.map(in_chunks, (memory, there))  # rows that fill one up have no weight
+    # Rows that fill one up have no weight.
+    parts = tree.in_pieces((memory, there), min(chunk or len(there), len(there)))
     total, _ = jax.lax.scan(add, varying(nothing, axis_name), parts)
     return summed(total, axis_name)
 
