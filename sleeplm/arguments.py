@@ -22,7 +22,7 @@ examples:
   sleeplm run experiments/retention.py
   sleeplm run experiments/retention.py --config.world=biographies --config.days=6
   sleeplm run experiments/retention.py --workdir runs/mine --resume
-  sleeplm run experiments/retention.py --workdir runs/pod --config.mesh.data=16 --distributed
+  sleeplm run experiments/retention.py --workdir runs/pod --config.mesh.data=8 --distributed
   sleeplm report runs/mine
   sleeplm report runs/mine runs/other --out runs/both
   sleeplm report runs/mine --against wake_only
@@ -32,7 +32,7 @@ examples:
   sleeplm plan experiments/plan_llama8b.py --topology v5e:4x4
 
 An experiment file is Python with a function get_config() that returns the settings; every one of
-them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=320 or
+them can be changed with --config.FIELD=VALUE, also nested: --config.sleep.updates=360 or
 '--config.model.levels[0].width=128'. Ctrl-C saves and leaves; --resume goes on from there.
 """
 

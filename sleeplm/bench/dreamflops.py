@@ -47,7 +47,7 @@ def total(*parts: tuple[float, Costs]) -> Costs:
 def a_round(
     model: ModelConfig, sleep: SleepConfig, dream: DreamConfig, question: Shape = (0, 0)
 ) -> Costs:
-    """FLOPs of one round, see :func:`sleeplm.methods.dreams.dream.whole_round`.
+    """FLOPs of one round, see :func:`sleeplm.methods.dreams.rounds.whole_round`.
 
     Returns:
       {"dreamt": writing, and telling of memories; "selected": gradients; "tried": trials;

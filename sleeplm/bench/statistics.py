@@ -278,7 +278,7 @@ def _perplexity_rise(run: SeedRun) -> np.ndarray | None:
     return np.exp(run.general[-1:] - run.general_start) - 1
 
 
-#: Metrics of rounds of dreaming, see :func:`sleeplm.methods.dreams.dream.whole_round` and
+#: Metrics of rounds of dreaming, see :func:`sleeplm.methods.dreams.rounds.whole_round` and
 #: :func:`sleeplm.bench.dream_material.tell_falsehoods`.
 DREAMS = (
     *("unique", "length", "copied", "accepted", "lift_held", "lift_memories", "lift_logp"),

@@ -1,7 +1,7 @@
 """Configuration: a typed dataclass made by a Python file, with overrides from the command line.
 
 A configuration file defines ``get_config()``, which returns a dataclass; nested dataclasses and
-lists of dataclasses are fine. Overrides are strings such as ``--config.sleep.steps=100`` or
+lists of dataclasses are fine. Overrides are strings such as ``--config.sleep.updates=96`` or
 ``--config.model.levels[0].period=4``, parsed by ``ml_collections.config_flags``.
 
 A configuration dataclass may define ``check(self, field: str) -> None``, which raises

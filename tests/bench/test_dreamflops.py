@@ -23,7 +23,7 @@ from sleeplm.methods.config import TeacherConfig
 from sleeplm.methods.dreams import dream as rounds
 from sleeplm.methods.dreams import write
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
-from sleeplm.methods.dreams.dream import in_bases
+from sleeplm.methods.dreams.rounds import in_bases
 from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.write import Contexts, whole
 from sleeplm.methods.objectives import language_model

@@ -18,18 +18,10 @@ from sleeplm.core.types import WRITER
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import open_all
 from sleeplm.methods.dreams.config import REWARDS, SCORES, DreamConfig
-from sleeplm.methods.dreams.dream import (
-    _prepared,
-    dream,
-    dreams,
-    given,
-    in_bases,
-    no_dreams,
-    round_of,
-    whole_round,
-)
+from sleeplm.methods.dreams.dream import dream, dreams, given, no_dreams, round_of
 from sleeplm.methods.dreams.reinforce import of_writer, reinforce, tutor, with_writer
 from sleeplm.methods.dreams.rewards import agreement_reward
+from sleeplm.methods.dreams.rounds import _prepared, in_bases, whole_round
 from sleeplm.methods.dreams.select import score
 from sleeplm.methods.dreams.trials import Lesson
 from sleeplm.methods.dreams.write import as_contexts, memory_of, whole

@@ -10,7 +10,7 @@ import pytest
 
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
-from sleeplm.methods.dreams.dream import in_bases
+from sleeplm.methods.dreams.rounds import in_bases
 from sleeplm.methods.dreams.select import (
     choose,
     cosine,

@@ -22,7 +22,7 @@ from sleeplm.core.types import Array, Memory
 from sleeplm.data import grids
 from sleeplm.data.grid_rules import dihedral
 from sleeplm.data.grids import AUGMENTATIONS, COLOURS, EDIT_WORDS, LOSSES, RATES
-from sleeplm.methods.dreams.dream import Expand
+from sleeplm.methods.dreams.rounds import Expand
 from sleeplm.methods.dreams.trials import Lesson
 from sleeplm.methods.dreams.write import memory_of
 
@@ -164,7 +164,7 @@ def lesson(
 
 
 def expander(*, rows: int, width: int, rates: Sequence[float], steps: Sequence[int]) -> Expand:
-    """Dreams as self-edits, for :func:`~sleeplm.methods.dreams.dream.whole_round`.
+    """Dreams as self-edits, for :func:`~sleeplm.methods.dreams.rounds.whole_round`.
 
     The round's batch has ``"shown"``: :class:`Shown`. Dreams are told alone.
     """

@@ -19,9 +19,10 @@ from sleeplm.core.types import Array, Metrics, Objective, PyTree, State, Variabl
 from sleeplm.data.grids import BOS
 from sleeplm.methods.adapters import beside
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import Expand, as_writer, no_dreams, whole_round
+from sleeplm.methods.dreams.dream import no_dreams
 from sleeplm.methods.dreams.reinforce import tutor
 from sleeplm.methods.dreams.rewards import read_answers
+from sleeplm.methods.dreams.rounds import Expand, as_writer, whole_round
 from sleeplm.methods.dreams.trials import attempts
 from sleeplm.methods.dreams.write import Dreams, memory_of, write
 from sleeplm.methods.extract import row_keys

@@ -16,7 +16,7 @@ from sleeplm.core.clusters import largest_cluster
 from sleeplm.core.shares import Axis, own_share, summed
 from sleeplm.core.types import Array, Memory, Metrics, Variables
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import recall
+from sleeplm.methods.dreams.rounds import recall
 from sleeplm.methods.dreams.write import only
 from sleeplm.methods.extract import tail_of
 from sleeplm.methods.objectives import language_model

@@ -32,7 +32,8 @@ from sleeplm.core.types import (
 )
 from sleeplm.methods.adapters import in_adapters, with_adapters
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import as_writer, no_dreams, round_of
+from sleeplm.methods.dreams.dream import no_dreams, round_of
+from sleeplm.methods.dreams.rounds import as_writer
 from sleeplm.methods.dreams.write import Dreams, only
 from sleeplm.methods.extract import stateless
 from sleeplm.methods.objectives import in_pieces, language_model
@@ -93,7 +94,7 @@ def reinforce(model: Model, config: DreamConfig, *, axis_name: Axis = None, **pa
     :func:`~sleeplm.methods.dreams.dream.dream`: the round's accepted dreams.
 
     Args:
-      axis_name, parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`.
+      axis_name, parts: of :func:`~sleeplm.methods.dreams.rounds.whole_round`.
 
     Raises:
       ConfigError: when it is initialised, parameters without a writer (:func:`with_writer`).

@@ -29,7 +29,7 @@ class Reward(Protocol):
 
     ``before`` are the variables of the learner, ``after`` the same with a trial's adapters beside
     them: both run on the model as they are. ``batch`` is that of the round, with ``"held"`` and
-    ``"memories"``, see :func:`~sleeplm.methods.dreams.dream.dream`. The reward is a float32
+    ``"memories"``, see :func:`~sleeplm.methods.dreams.rounds.whole_round`. The reward is a float32
     scalar, by which the dream's tokens are weighed; the function is mapped over ``after``.
     """
 

@@ -37,9 +37,10 @@ from sleeplm.memory.slots import (
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.absorb import absorb
 from sleeplm.methods.dreams.config import DreamConfig
-from sleeplm.methods.dreams.dream import no_dreams, whole_round
+from sleeplm.methods.dreams.dream import no_dreams
 from sleeplm.methods.dreams.gate import judged
 from sleeplm.methods.dreams.reinforce import tutor
+from sleeplm.methods.dreams.rounds import whole_round
 from sleeplm.methods.dreams.write import Dreams, once
 from sleeplm.methods.sleep import Step
 from sleeplm.models.transformer import Model
@@ -73,9 +74,9 @@ class Dreaming(NamedTuple):
     """The steps of a night's dreaming, on a state whose private part is ``init(params)``.
 
     The batch of all has ``"today"``, int32: the day that its cues are filed under, so that days
-    before it are earlier ones; that of ``round`` also what
-    :func:`~sleeplm.methods.dreams.dream.whole_round` asks for, and ``"round"``, int32, from 0; that
-    of ``absorb`` also ``"rows"``, int32 [inner, rows].
+    before it are earlier ones; that of ``round`` also ``"round"``, int32, from 0, and what
+    :func:`~sleeplm.methods.dreams.rounds.whole_round` asks for; that of ``absorb`` also ``"rows"``,
+    int32 [inner, rows].
 
     Attributes:
       config: its settings. receiver: the level whose expert takes dreams in.
@@ -106,8 +107,8 @@ def dreaming(
     learner needs a writer (:func:`~sleeplm.methods.dreams.reinforce.with_writer`).
 
     Args:
-      axis_name, parts: of :func:`~sleeplm.methods.dreams.dream.whole_round`; rows of ``absorb`` lie
-        over the axis too.
+      axis_name, parts: of :func:`~sleeplm.methods.dreams.rounds.whole_round`; rows of ``absorb``
+        lie over the axis too.
     """
     remedy = "dreams are learned into an expert that the night has opened: use 'expert'"
     require(sleep.into == "expert", "sleep.into", sleep.into, remedy)
