@@ -51,8 +51,9 @@ def consolidate(
     parameters and update state as they were and adds one to ``counters["skipped"]``; so does,
     uncounted, a minibatch without weight, of which there is nothing to learn.
 
-    Of several updates, metrics also say how the first one found the parameters (``first_loss``,
-    ``first_divergence``), and whether the last one was refused (``last_skipped``).
+    Of several updates, metrics also say how the first one with anything to learn found the
+    parameters (``first_loss``, ``first_divergence``), and whether the last one was refused
+    (``last_skipped``).
 
     Args:
       extract: makes the memory; its rows are ``inner`` consecutive groups of minibatch rows.
@@ -122,10 +123,16 @@ def consolidate(
 
         state, each = jax.lax.scan(take, state, jnp.tile(jnp.arange(inner), epochs))
         metrics = jax.tree.map(lambda x: x.sum(0), each)
-        # The first update's values are those of the parameters that the step began with.
-        firsts = {f"first_{k}": each[k] for k in ("loss", "divergence") if k in each}
+        # The first update's values are those of the parameters that the step began with, as are
+        # those of the first that had anything to learn.
+        first = jnp.argmax(each["loss"][1] > 0)
+        firsts = {
+            f"first_{k}": jax.tree.map(lambda x: x[first], each[k])
+            for k in ("loss", "divergence")
+            if k in each
+        }
         last = {"last_skipped": jax.tree.map(lambda x: x[-1], each["skipped"])}
-        return state, metrics | jax.tree.map(lambda x: x[0], firsts) | last
+        return state, metrics | firsts | last
 
     return Phase(init, step)
 

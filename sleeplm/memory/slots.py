@@ -86,6 +86,12 @@ def holds(table: SlotTable, slot: Array, night: Array) -> Array:
     return (night >= since) & (night < until)
 
 
+def first_day(table: SlotTable, today: Array) -> Array:
+    """int32: the first day that a level holds in its open experts; ``today`` if none is open."""
+    since = jnp.where(table.active, table.since, today)
+    return jnp.append(since, today).min()
+
+
 def is_full(table: SlotTable) -> Array:
     """bool scalar: every slot is open."""
     return table.active.all()

@@ -16,7 +16,7 @@ from sleeplm.core.types import Array, Metrics, Params, Phase, PyTree, State, Var
 from sleeplm.memory.anchors import init_anchor
 from sleeplm.memory.cues import BEFORE, Cues, empty_cues, remember
 from sleeplm.memory.levels import get_level, with_levels
-from sleeplm.memory.slots import open_all
+from sleeplm.memory.slots import first_day, open_all
 from sleeplm.methods.config import SleepConfig
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.reinforce import with_writer
@@ -76,7 +76,8 @@ class Learner(NamedTuple):
       wake: step on {"tokens", "segments" int32 [B, L]}.
       rests: nights, fastest sender first.
       remember: step on {"tokens" [n, C], "length" [n], "today"}: offers cues to the reservoir.
-      write_cues: step on {"today"}: offers beginnings of texts that the learner writes itself.
+      write_cues: step on {"today"}: offers beginnings of texts that the learner writes itself, or
+        None: it writes none.
       view: variables as the model runs them (adapters that live beside the parameters join them).
       dreaming: the second stage of the first rest's nights, on the whole learner's state, or None.
         It follows a night that ended well, while ``counters["dreaming"]`` is 1.
@@ -86,7 +87,7 @@ class Learner(NamedTuple):
     wake: Step
     rests: tuple[Rest, ...]
     remember: Step
-    write_cues: Step
+    write_cues: Step | None
     view: Callable[[Variables], Variables] = lambda variables: variables
     dreaming: Dreaming | None = None
 
@@ -152,10 +153,12 @@ def learner(
                 opened, slots[r] = open_all(get_level(params, r), own_key, bias)
                 params = with_levels(params, {r: opened})
         keep = kept_in_anchor(config)
+        # 1 is the writer's; whatever else draws has a key of its own.
+        keys = (jax.random.fold_in(private_key, i) for i in itertools.count(2))
         private = {
-            "wake": awake.init(params, private_key),
-            "night": {s: nights[s].seed.init(params, private_key) for s, _ in pairs},
-            "merge": {s: merges[s].seed.init(params, private_key) for s in merges},
+            "wake": awake.init(params, next(keys)),
+            "night": {s: nights[s].seed.init(params, next(keys)) for s, _ in pairs},
+            "merge": {s: merges[s].seed.init(params, next(keys)) for s in merges},
         }
         if dreams is not None:
             private["dream"] = dreams.init(params)
@@ -198,9 +201,7 @@ def _first_day(sender: str) -> Callable[[State], Array]:
     """
 
     def born(state: State) -> Array:
-        table, today = state.slots[sender], state.counters["today"]
-        since = jnp.where(table.active, table.since, today)
-        return jnp.append(since, today).min()
+        return first_day(state.slots[sender], state.counters["today"])
 
     return born
 

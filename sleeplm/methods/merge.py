@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from sleeplm.core import tree
 from sleeplm.core.shares import Axis
-from sleeplm.core.types import Array, Extract, Memory, Metrics, PyTree, State, Variables
+from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.memory.anchors import Anchor
-from sleeplm.memory.cues import EMPTY
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import (
     SlotTable,
     balanced_neighbours,
     clear_slot,
     close_slot,
-    holds,
     oldest,
 )
 from sleeplm.methods.config import SleepConfig, merging
+from sleeplm.methods.held_days import of_two_experts
 from sleeplm.methods.sleep import (
     Night,
     evening_of,
@@ -60,7 +57,7 @@ def merge_night(
         by_age = config.pool == "merge_oldest"
         return oldest(table, 2) if by_age else balanced_neighbours(table, nights)
 
-    extract = _of_two(teachings(model, config, pair, config.teachers, axis_name), pair)
+    extract = of_two_experts(teachings(model, config, pair, config.teachers, axis_name), pair)
     update = only_slot(usual_update(config))
     seed = seeding_step(model, config, pair, extract, None, update, axis_name, steady=True)
 
@@ -98,23 +95,3 @@ def merge_night(
         return tree.where(good, merged, before), metrics
 
     return Night(begin, seed, end)
-
-
-def _of_two(extract: Extract, pair: tuple[str, str]) -> Extract:
-    """An extraction to which "today" is the nights of the expert that learns and of the closed one.
-
-    Of the real today nothing is known at dawn: its cues are left out.
-    """
-    sender, receiver = pair
-
-    def run(variables: Variables, s: PyTree, batch: PyTree, key: Array) -> tuple[Memory, PyTree]:
-        cues, today = variables["cues"], batch["today"]
-        anchor: Anchor = variables["anchors"][sender]
-        table = anchor.receiver_slots
-        closed = jnp.argmax(table.active & ~variables["slots"][receiver].active)
-        lived = jnp.where(cues.day < today, cues.day, EMPTY)
-        theirs = holds(table, anchor.slot, lived) | holds(table, closed, lived)
-        cues = dataclasses.replace(cues, day=jnp.where(theirs, today, lived))
-        return extract.extract({**variables, "cues": cues}, s, batch, key)
-
-    return Extract(extract.init, run)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from sleeplm.core import tree
+from sleeplm.core.checks import require
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.losses import divergence
 from sleeplm.core.phase import consolidate
@@ -40,11 +41,13 @@ from sleeplm.memory.slots import (
     close_all,
     first_free,
     fresh_slot,
+    open_all,
     open_slot,
     reset_experts,
 )
 from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.extract import imitation, mix, teacher_samples
+from sleeplm.methods.held_days import of_all_its_days
 from sleeplm.methods.objectives import seeding
 from sleeplm.methods.packing import packed
 from sleeplm.methods.rewards import Judge, cosine_judge, exact_match_judge, mean_pool
@@ -95,7 +98,11 @@ def night(
       axis_name: mapped axis over rows, inside ``shard_map`` or ``pmap``.
     """
     pair = (sender, receiver)
+    nested, several = model.config.wiring == "nested", model.config.level(sender).slots > 0
+    remedy = "its MLP does not run in the nested wiring: use 'expert' or 'pool'"
+    require(not (nested and config.into == "base"), "sleep.into", config.into, remedy)
     extract = extract or teachings(model, config, pair, config.teachers, axis_name, judge)
+    extract = of_all_its_days(extract, sender) if several else extract
     bias, expands = model.config.level(receiver).gate_bias, config.into == "expert"
     if update is None:
         update = usual_update(config)
@@ -111,9 +118,15 @@ def night(
             table = open_slot(table, slot, born(state))
         anchor: Anchor = state.anchors[sender]
         student = reset_experts(anchor.start if config.becomes == "start" else anchor.dusk)
+        if nested and config.becomes == "start":  # whoever is faster starts from the next slower
+            student = {**student, **parts_of(state.params, receiver, BASE)}
+        ledger = close_all(state.slots[sender])
+        if several and config.into == "pool":  # it receives again tomorrow, all of it open
+            own_key = jax.random.fold_in(key, 1)
+            student, ledger = open_all(student, own_key, model.config.level(sender).gate_bias)
         state = state.replace(
             params=with_levels(state.params, {sender: student, receiver: subtree}),
-            slots={**state.slots, sender: close_all(state.slots[sender]), receiver: table},
+            slots={**state.slots, sender: ledger, receiver: table},
             private=forget_moments(state, update, pair, config.into),
         )
         return state, {}
@@ -264,7 +277,8 @@ def went_well(anchor: Anchor, factor: float) -> Array:
     The loss is the divergence from the teachers, where the objective reports one; it is not finite
     where the last update was refused.
     """
-    limit = jnp.maximum(factor * anchor.first_loss, 1e-3) if factor else jnp.inf
+    # A night that found nothing to learn has no first loss, and a last one of 0.
+    limit = jnp.fmax(factor * anchor.first_loss, 1e-3) if factor else jnp.inf
     return (jnp.isfinite(anchor.last_loss) & (anchor.last_loss <= limit)).astype(jnp.float32)
 
 
@@ -352,6 +366,10 @@ def seeding_step(
         anchor: Anchor = state.anchors[sender]
         began = jnp.maximum(_mean(before), loss) if steady else _mean(before)
         first = jnp.where(jnp.isnan(anchor.first_loss), began, anchor.first_loss)
+        # Where there was nothing to learn, and nothing was refused, the night is where it was.
+        idle = (metrics[name][1] == 0) & (metrics["skipped"][0] == 0)
+        begun = jnp.isfinite(anchor.first_loss)
+        loss = jnp.where(idle, jnp.where(begun, anchor.last_loss, 0.0), loss)
         fields = {**vars(anchor), "first_loss": first, "last_loss": loss}
         return state.replace(anchors={**state.anchors, sender: Anchor(**fields)}), metrics
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sleeplm.core.phase import chain, consolidate, from_function, tick
+from sleeplm.core.phase import chain, consolidate, tick
 from sleeplm.core.shares import Axis
-from sleeplm.core.types import Array, Objective, Params, Phase, State
+from sleeplm.core.types import Array, Metrics, Objective, Params, Phase, PyTree, State
 from sleeplm.memory.levels import due, get_level, with_levels
 from sleeplm.methods.extract import wake_batch
 from sleeplm.methods.objectives import language_model
@@ -47,28 +47,30 @@ def wake(
         trainable=trainable or moves_awake(levels),
         axis_name=axis_name,
     )
-    if model.config.wiring != "nested":
-        return chain(absorb, tick("step"))
-    return chain(absorb, from_function(restart_from_slower(model.config)), tick("step"))
+    if model.config.wiring == "nested":
+        absorb = restarting_from_slower(model.config, absorb)
+    return chain(absorb, tick("step"))
 
 
-def restart_from_slower(config: ModelConfig):
+def restarting_from_slower(config: ModelConfig, absorb: Phase) -> Phase:
     """Nested wiring: when level l + 1 has moved, level l starts again from its weights.
 
     Faster levels restart last, and so do those below one that has: a move of the slowest reaches
-    all of them, wherever their own boundaries are.
+    all of them, wherever their own boundaries are. An update that was refused, or had nothing to
+    learn, has moved nobody.
     """
 
-    def step(state: State, batch, key: Array):
-        del batch, key
+    def step(state: State, batch: PyTree, key: Array) -> tuple[State, Metrics]:
         now = state.counters["step"] + 1
+        state, metrics = absorb.step(state, batch, key)
+        applied = metrics["loss"][1] > 0
         params, moved = state.params, jnp.asarray(False)
         for fast, slow in reversed(list(zip(config.levels[:-1], config.levels[1:], strict=True))):
-            moved = moved | due(now, slow.period, slow.offset)
+            moved = moved | (applied & due(now, slow.period, slow.offset))
             params = _copy_if(params, moved, slow.name, fast.name)
-        return state.replace(params=params), {}
+        return state.replace(params=params), metrics
 
-    return step
+    return Phase(absorb.init, step)
 
 
 def _copy_if(params: Params, moved: Array, source: str, target: str) -> Params:

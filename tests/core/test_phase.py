@@ -245,6 +245,17 @@ def test_a_minibatch_without_weight_moves_nothing_not_even_by_momentum():
     assert float(metrics["skipped"][0]) == 0 and int(after.counters["skipped"]) == 0
 
 
+def test_of_several_updates_the_first_that_had_anything_to_learn_says_how_it_began():
+    phase = regression(inner=3)
+    batch = data(9, ragged=False)
+    batch["weights"][:3] = 0.0
+    _, metrics = phase.step(state_of(phase), batch, KEY)
+    x, y = batch["rows"][3:6, :2], batch["rows"][3:6, 2]
+    total, weight = metrics["first_loss"]
+    np.testing.assert_allclose(total, ((x @ np.array([1.0, -2.0]) - y) ** 2).sum(), rtol=1e-5)
+    assert float(weight) == 3
+
+
 def test_rows_that_make_no_equal_minibatches_are_refused():
     phase = regression(inner=3)
     with pytest.raises(ConfigError, match=r"inner = 3: must divide the rows of a memory \(8\)"):

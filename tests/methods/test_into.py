@@ -164,6 +164,51 @@ def resting(tiny, model, **settings):
     return made, newborn, config
 
 
+def test_a_pool_that_has_handed_on_is_open_again_and_learns_the_next_night(tiny):
+    """Of three levels the middle one receives into a pool that it is itself cleared of."""
+    levels = [
+        tiny.level("fast", kind="graft", period=1, night=4),
+        tiny.level("middle", kind="graft", period=2, night=8, slots=2, top_k=2),
+        tiny.level("slow", slots=2, top_k=2),
+    ]
+    config = distilling(tiny, into="pool", updates=2, rollback=0.0)
+    model = tiny.model(levels)
+    made, state = tiny.learner(model, config)
+    first, second = made.rests
+    for rest in (first, second):
+        for step in (rest.begin, rest.seed, rest.end):
+            state, _ = jax.jit(step)(after_a_day(state), tiny.rows(config), KEY)
+    table, pool = state.slots["middle"], pool_of(state.params, "middle")
+    assert table.active.tolist() == [True, True]
+    assert np.any(pool["experts"]["a"]) and not np.any(pool["experts"]["b"])
+    for step in (first.begin, first.seed, first.end):
+        state, _ = jax.jit(step)(after_a_day(state), tiny.rows(config), KEY)
+    assert np.any(pool_of(state.params, "middle")["experts"]["b"])
+
+
+def test_where_the_receivers_mlp_does_not_run_nothing_is_learned_into_it(tiny):
+    levels = tiny.two_levels(kind="graft", period=2)
+    model = tiny.model(levels, wiring="nested")
+    with pytest.raises(ConfigError, match=r"sleep.into = 'base': .*nested.*'expert' or 'pool'"):
+        learner(model, distilling(tiny, into="base"), chunk=8)
+
+
+def test_in_the_nested_wiring_the_sender_wakes_as_the_receiver_is(tiny):
+    """Whoever is faster starts from the next slower: not from the weights of its birth."""
+    levels = tiny.two_levels(kind="graft", period=2)
+    model = tiny.model(levels, wiring="nested")
+    config = distilling(tiny)
+    made, state = tiny.learner(model, config)
+    awake = jax.jit(made.wake)
+    for i in range(3):  # the slow level moves after two
+        state, _ = awake(state, tiny.text(i), KEY)
+    slow = get_level(state.params, "slow")
+    assert tree.differing(slow["base"], state.anchors["fast"].start["base"])
+    state, _ = jax.jit(made.rests[0].begin)(state, tiny.rows(config), KEY)
+    fast = get_level(state.params, "fast")
+    assert_same({part: fast[part] for part in BASE}, {part: slow[part] for part in BASE})
+
+
 def test_a_night_of_no_updates_opens_an_expert_of_nothing_and_clears_the_sender(tiny):
     model = tiny.model()
     made, newborn, config = resting(tiny, model)

@@ -19,7 +19,8 @@ from sleeplm.memory.anchors import pool_of, teacher_variables
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import SlotTable, require_room, take_slot
 from sleeplm.methods.config import SleepConfig, TeacherConfig, evening, merging, paper_v2
-from sleeplm.methods.merge import _of_two, merge_night
+from sleeplm.methods.held_days import of_two_experts
+from sleeplm.methods.merge import merge_night
 from sleeplm.methods.objectives import seeding
 from sleeplm.methods.sleep import night, sleep, teachings
 from sleeplm.methods.update import only_slot
@@ -322,6 +323,35 @@ def test_without_a_rollback_factor_only_nan_undoes_a_night(tiny):
     assert int(after.counters["rolled_back"]) == 0
 
 
+def with_weights(model, config, weights):
+    """The usual night, whose extractions weigh what ``weights`` says, one number a minibatch."""
+    usual = teachings(model, config, PAIR, config.teachers, None)
+    weights = jnp.asarray(weights, jnp.float32).reshape(config.blocks, config.inner)
+
+    def extract(variables, count, batch, key):
+        memory, _ = usual.extract(variables, usual.init(None, KEY), batch, key)
+        rows = len(memory.tokens) // config.inner
+        mine = jnp.repeat(weights[count], rows)[:, None]
+        return dataclasses.replace(memory, weights=memory.weights * mine), count + 1
+
+    return Extract(lambda params, key: jnp.int32(0), extract)
+
+
+@pytest.mark.parametrize(
+    "weights", [(1, 1, 0, 0), (0, 1, 1, 1), (0, 0, 1, 0), (0, 0, 0, 0)],
+    ids=["nothing at last", "nothing at first", "once", "nothing at all"],
+)  # fmt: skip
+def test_minibatches_of_nothing_are_not_held_against_a_night(tiny, weights):
+    """As those of a night of dreams of which none was accepted."""
+    config = tiny.config(evening, alpha=1.0, lam=0.0)
+    model, before = at_dusk(tiny, config)
+    own = with_weights(model, config, weights)
+    after, metrics = through(model, config, before, tiny, extract=own)
+    assert float(metrics["rolled_back"][0]) == 0.0
+    assert int(after.counters["nights"]) == int(before.counters["nights"]) + 1
+    assert bool(np.any(slot_of(after, "slow", 1)["experts"]["b"])) is any(weights)
+
+
 # --- full pools ----------------------------------------------------------------------------------
 
 
@@ -420,7 +450,7 @@ def test_to_a_merging_today_is_what_its_two_experts_hold(tiny):
     listed = Extract(
         lambda params, key: (), lambda variables, s, batch, key: (variables["cues"], s)
     )
-    extract = _of_two(listed, PAIR).extract
+    extract = of_two_experts(listed, PAIR).extract
     found, _ = extract(state.variables, (), {"today": jnp.int32(6)}, KEY)
     assert found.day.tolist() == [-2, -1, 6, 6, 6, 6, 4, 5, -2]
 
@@ -436,6 +466,18 @@ def test_those_who_teach_a_night_teach_a_merging_awake_at_dawn():
         TeacherConfig("origin", "before", framed=True, weight=3.0, imitate=False),
     ]
     assert (found.alpha, found.cues) == (1.0, "subjects")
+
+
+@pytest.mark.parametrize(("own", "updates"), [(0, 12), (4, 4)])
+def test_a_merging_has_updates_of_its_own_or_as_many_as_a_night(tiny, own, updates):
+    settings = {"updates": 12, "merge_updates": own, "inner": 2, "epochs": 2}
+    config = tiny.config(evening, pool="merge_oldest", alpha=1.0, **settings)
+    assert (merging(config).updates, merging(config).blocks) == (updates, updates // 4)
+    model, state = at_dusk(tiny, config, taken=3)
+    parts = merge_night(model, config, *PAIR)
+    state = state.replace(private=parts.seed.init(state.params, KEY))
+    state, _ = jax.jit(parts.begin)(state, tiny.rows(config), KEY)
+    assert int(state.anchors["fast"].updates) == updates  # over which its learning rate falls
 
 
 @pytest.mark.parametrize("make", [evening, paper_v2])

@@ -10,6 +10,7 @@ import pytest
 
 from sleeplm.core import tree
 from sleeplm.memory.levels import get_level, with_levels
+from sleeplm.methods.objectives import language_model
 from sleeplm.methods.wake import wake
 
 STEPS = 42
@@ -147,6 +148,29 @@ def test_in_the_nested_wiring_a_move_of_the_slowest_reaches_levels_with_other_bo
     states, _ = live(tiny, tiny.model(levels, wiring="nested"), 4)
     fast, middle, slow = (parts(get_level(states[4].params, lv.name)) for lv in levels)
     assert tree.differing(slow, middle) == [] and tree.differing(slow, fast) == []
+
+
+def test_in_the_nested_wiring_nobody_restarts_from_a_level_whose_move_was_refused(tiny):
+    settings = {"kind": "graft", "optimizer": "sgd", "learning_rate": 0.2}
+    levels = [tiny.level("fast", period=1, **settings), tiny.level("slow", period=2, **settings)]
+    model = tiny.model(levels, wiring="nested")
+    usual = language_model(model, 8)
+
+    def objective(variables, memory):
+        loss, weight, aux = usual(variables, memory)
+        return jnp.where(memory.tokens[0, 0] == 3, jnp.nan, loss), weight, aux
+
+    phase = wake(model, objective=objective)
+    state = tiny.learner(model, tiny.config())[1]
+    state = state.replace(private=phase.init(state.params, jax.random.key(0)))
+    step, batch = jax.jit(phase.step), tiny.text(0)
+    batch["tokens"][0, 0] = 4
+    once, _ = step(state, batch, jax.random.key(0))
+    assert tree.differing(once.params, state.params)
+    batch["tokens"][0, 0] = 3
+    refused, metrics = step(once, batch, jax.random.key(1))  # a boundary of the slow level
+    assert float(metrics["skipped"][0]) == 1
+    assert tree.differing(refused.params, once.params) == []
 
 
 def test_in_the_nested_wiring_the_fast_level_restarts_from_the_slow_one(tiny):
