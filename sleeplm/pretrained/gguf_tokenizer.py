@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from sleeplm.core import checks
 from sleeplm.core.errors import ConfigError
@@ -25,6 +33,8 @@ FIXED: Mapping[str, tuple] = {
     "remove_extra_whitespaces": (False,),
 }
 CONTROL, USER_DEFINED = 3, 4  # types of a token
+#: How texts are cut by models that are given ``bos`` first, unless their file says otherwise.
+BEGUN = ("llama-bpe",)
 STOPS = ("eos", "eot", "eom")
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
@@ -58,7 +68,8 @@ PRE: Mapping[str, Callable[[], Any]] = {
 def gguf_tokenizer(file: GgufFile) -> ImportedTokenizer:
     """The tokenizer of a GGUF file.
 
-    A file without a padding or a beginning token has its ``eos`` for them.
+    A file without a padding or a beginning token has its ``eos`` for them. Where special tokens are
+    asked for, as others do of an exported one, ``bos`` stands in front if the file wants it there.
 
     Args:
       file: of :func:`~sleeplm.pretrained.gguf_file.read_gguf`.
@@ -82,11 +93,15 @@ def gguf_tokenizer(file: GgufFile) -> ImportedTokenizer:
         index = given.get(name, given.get("eos_token_id"))
         checks.integer(f"GGUF: {PREFIX}{name}", index)
         checks.in_range(f"GGUF: {PREFIX}{name}", index, 0, len(tokens) - 1)
+    begun = given.get("add_bos_token", pre in BEGUN)
+    checks.require(isinstance(begun, bool), f"GGUF: {PREFIX}add_bos_token", begun, "must be a bool")
     bpe = _build(tokens, given["merges"], str(pre))
     types = given.get("token_type") or [1] * len(tokens)
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
         chosen = [t for t, k in zip(tokens, types, strict=False) if k == kind]
         bpe.add_tokens([AddedToken(t, special=special, normalized=False) for t in chosen])
+    if begun and "bos_token_id" in given:
+        bpe.post_processor = _begin(tokens[given["bos_token_id"]], given["bos_token_id"])
     eos = given["eos_token_id"]
     return ImportedTokenizer(
         bpe,
@@ -112,3 +127,10 @@ def _build(tokens: list[str], merges: list[str], pre: str) -> tokenizers.Tokeniz
     if pre == "qwen2":
         bpe.normalizer = normalizers.NFC()
     return bpe
+
+
+def _begin(bos: str, index: int) -> processors.TemplateProcessing:
+    """Puts ``bos`` in front of a text, or of the first of two."""
+    return processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", "$B:1"], special_tokens=[(bos, index)]
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,7 +155,7 @@ def save_backbone(
 ) -> None:
     """Writes ``config.json`` and the weights of a model's backbone into an existing folder.
 
-    Weights that it holds already are replaced, see
+    A model that it holds already is replaced, see
     :func:`~sleeplm.pretrained.hf_replace.replace_model`.
 
     Args:
@@ -166,8 +165,9 @@ def save_backbone(
         are.
       shard_bytes: weights beyond it go into several files and an index.
       keys: more keys of ``config.json``, such as ``bos_token_id``.
-      source: the Hugging Face folder that the backbone came from: its tokenizer files, and the keys
-        of its ``config.json`` that are not about numbers here, are taken over.
+      source: the Hugging Face folder that the backbone came from: its tokenizer files, in place of
+        all that are there, and the keys of its ``config.json`` that are not about numbers here, are
+        taken over. None: tokenizer files that are there stay, those of an earlier model too.
 
     Raises:
       ConfigError: the model is none of the families, or not that of ``source``.
@@ -176,6 +176,7 @@ def save_backbone(
     checks.positive_integer("shard_bytes", shard_bytes)
     content = hf_config(config) | dict(keys or {})
     tensors, said = base_tensors(config, params), None
+    others: dict[str, pathlib.Path | None] = {}
     if source is not None:
         source = pathlib.Path(source).expanduser()
         raw = read_raw(source)
@@ -184,11 +185,11 @@ def save_backbone(
         said = raw.get("torch_dtype", raw.get("dtype"))
         if dtype is None:
             tensors = as_stored(tensors, _stored_types(source))
-        _copy_tokenizer(source, folder)
+        others = _tokenizer_files(source, folder)
     if dtype is not None:
         tensors = [cast(tensor, dtype) for tensor in tensors]
     content["torch_dtype"] = _type_of(tensors, said)
-    replace_model(folder, _shards(tensors, shard_bytes), content)
+    replace_model(folder, _shards(tensors, shard_bytes), content, others)
 
 
 def _stored_types(source: pathlib.Path) -> dict[str, str]:
@@ -260,7 +261,8 @@ def _taken_over(
     return {key: value for key, value in raw.items() if key in kept}
 
 
-def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    for name in TOKENIZER_FILES if source.resolve() != folder.resolve() else ():
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def _tokenizer_files(source: pathlib.Path, folder: pathlib.Path) -> dict[str, pathlib.Path | None]:
+    """Where each file of the tokenizer comes from; None: the source has none."""
+    if source.resolve() == folder.resolve():
+        return {}
+    return {n: source / n if (source / n).is_file() else None for n in TOKENIZER_FILES}

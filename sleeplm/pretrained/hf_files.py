@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -36,18 +35,17 @@ class StoredTensor:
     def get_shape(self) -> tuple[int, ...]:
         return self.shape
 
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
         with safetensors.safe_open(self.path, framework="np") as file:
             return file.get_slice(self.name)[index]
 
 
 @contextlib.contextmanager
-def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
+def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, StoredTensor]]:
     """Every tensor of a folder's safetensors by name, as a slice that is read when indexed.
 
     Raises:
-      ConfigError: no such files, or one that is cut off or no safetensors; a tensor of another
-        type, as of quantised weights.
+      ConfigError: no such files, or one that is cut off or no safetensors.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(pathlib.Path(folder).expanduser()):
@@ -55,13 +53,23 @@ def open_folder(folder: str | pathlib.Path) -> Iterator[Mapping[str, Any]]:
             with safetensors.safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118
                     found = file.get_slice(name)
-                    shape, dtype = tuple(found.get_shape()), found.get_dtype()
-                    remedy = f"must be one of {', '.join(FLOATS)}"
-                    checks.require(dtype in FLOATS, f"type of {name}", dtype, remedy)
-                    tensors[name] = StoredTensor(path, name, shape, dtype)
+                    shape = tuple(found.get_shape())
+                    tensors[name] = StoredTensor(path, name, shape, found.get_dtype())
         except (OSError, safetensors.SafetensorError) as error:
             raise ConfigError(str(path), path.name, f"cannot be read: {error}") from None
     yield tensors
+
+
+def require_float(tensor: StoredTensor) -> None:
+    """Refuses a tensor of another type than floats, as of quantised weights.
+
+    It is for what a model is made of: buffers that are not read may have any type.
+
+    Raises:
+      ConfigError: it names the tensor and its type.
+    """
+    remedy = f"must be one of {', '.join(FLOATS)}"
+    checks.require(tensor.dtype in FLOATS, f"type of {tensor.name}", tensor.dtype, remedy)
 
 
 def weight_files(root: pathlib.Path) -> list[pathlib.Path]:

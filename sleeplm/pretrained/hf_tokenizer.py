@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -25,7 +26,8 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
 
     Ids come from ``tokenizer_config.json``, else from ``generation_config.json`` or
     ``config.json``. A model without a padding token pads with ``eos``, one that begins texts with
-    nothing has ``eos`` for ``bos`` too: what ends a text may stand before the next one.
+    nothing has ``eos`` for ``bos`` too: what ends a text may stand before the next one. Tokens that
+    ``tokenizer_config.json`` names for these are special, whatever ``tokenizer.json`` says.
 
     Args:
       folder: with ``tokenizer.json``.
@@ -49,13 +51,7 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
     others = [(name, _if_there(root / name)) for name in IDS]
 
     def ids(name: str) -> list[int]:
-        field = f"{SETTINGS}: {name}_token"
-        token = settings.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        checks.require(isinstance(token, str | None), field, token, "must be a token's text")
-        named = bpe.token_to_id(token) if token else None
-        remedy = "the vocabulary has no such token"
-        checks.require(not token or named is not None, field, token, remedy)
+        named = _named(settings, name, bpe)
         given = (_ids(file, f"{name}_token_id", content) for file, content in others)
         several: list[int] = next((found for found in given if found is not None), [])
         return several if named is None else [named, *several]
@@ -63,7 +59,40 @@ def read_tokenizer(folder: str | pathlib.Path) -> ImportedTokenizer:
     ends = ids("eos")
     checks.require(bool(ends), f"{SETTINGS}: eos_token", None, "must name what ends a text")
     pad, bos = (next(iter(ids(name)), ends[0]) for name in ("pad", "bos"))
+    _make_special(bpe, [_named(settings, name, bpe) for name in NAMED])
     return ImportedTokenizer(bpe, pad, bos, ends[0], tuple(ends), template)
+
+
+def _named(settings: dict[str, Any], name: str, bpe: tokenizers.Tokenizer) -> int | None:
+    """Id of the token that the settings name for ``bos``, ``eos`` or ``pad``; None: they do not."""
+    field = f"{SETTINGS}: {name}_token"
+    token = settings.get(f"{name}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    checks.require(isinstance(token, str | None), field, token, "must be a token's text")
+    index = bpe.token_to_id(token) if token else None
+    remedy = "the vocabulary has no such token"
+    checks.require(not token or index is not None, field, token, remedy)
+    return index
+
+
+def _make_special(bpe: tokenizers.Tokenizer, indices: Iterable[int | None]) -> None:
+    """Makes tokens special, also those that ``tokenizer.json`` has among its words.
+
+    Those of it that texts encode to are left alone: some models fill rows with a "!".
+    """
+    bpe.no_padding()  # which would fill up what is encoded below
+    bpe.no_truncation()
+    added = bpe.get_added_tokens_decoder()
+    for index in {index for index in indices if index is not None}:
+        token = bpe.id_to_token(index)
+        assert token is not None
+        if index in added:
+            stays = added[index].special
+        else:  # at the start of a text or behind a word
+            both = bpe.encode_batch([token, f"a{token}"], add_special_tokens=False)
+            stays = any(index in item.ids for item in both)
+        if not stays:
+            bpe.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
 
 
 def tokenizer_files(tokenizer: ImportedTokenizer, max_len: int) -> dict[str, dict[str, Any]]:

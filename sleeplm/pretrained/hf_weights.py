@@ -22,7 +22,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
-from sleeplm.pretrained.hf_files import open_folder
+from sleeplm.pretrained.hf_files import StoredTensor, open_folder, require_float
 
 HEAD = "lm_head.weight"
 CHUNK = 1 << 18  # numbers that are read at once
@@ -121,13 +121,16 @@ def load_params(
         without that axis.
 
     Raises:
-      ConfigError: a tensor is missing, left over, or has another shape than the configuration says.
+      ConfigError: a tensor is missing, left over, no float, or has another shape than the
+        configuration says.
     """
     with open_folder(folder) as tensors:
         tree = sources(config)
+        kept = {name: tensors[name] for name in tensors if not _may_stay(config, name)}
+        for tensor in kept.values():
+            require_float(tensor)
         if config.tie_embeddings:
             _check_tied(tensors)
-        kept = {name: tensors[name] for name in tensors if not _may_stay(config, name)}
         check_tensors(kept, config, tree, "config.json says")
         return assemble(kept, config, tree, shardings, learners)
 
@@ -187,12 +190,13 @@ def check_tensors(
         raise ConfigError(f"tensor {left[0]}", "left over", "this architecture has no such tensor")
 
 
-def _check_tied(tensors: Mapping[str, Tensor]) -> None:
+def _check_tied(tensors: Mapping[str, StoredTensor]) -> None:
     """A written-out copy of tied embeddings has to be one: else the model is another one."""
     names = "model.embed_tokens.weight", HEAD
     if not all(name in tensors for name in names):
         return
     embed, head = (tensors[name] for name in names)
+    require_float(head)
     same = tuple(embed.get_shape()) == (shape := tuple(head.get_shape()))
     step = max(CHUNK // max(shape[1] if len(shape) == 2 else 1, 1), 1)
     for start in range(0, shape[0] if same else 0, step):

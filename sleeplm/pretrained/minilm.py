@@ -22,7 +22,7 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Params, PyTree
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.pretrained.hf_config import keys_of
-from sleeplm.pretrained.hf_files import open_folder
+from sleeplm.pretrained.hf_files import open_folder, require_float
 from sleeplm.pretrained.json_files import read_json, read_object
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -89,7 +89,7 @@ def load_encoder(folder: str | pathlib.Path) -> SentenceEncoder:
 
     Raises:
       ConfigError: a file cannot be read; a key asks for what is not supported (it is named); a
-        tensor is missing, left over, or has another shape than ``config.json`` says.
+        tensor is missing, left over, no float, or has another shape than ``config.json`` says.
     """
     root = pathlib.Path(folder).expanduser()
     config = encoder_config(_read(root, CONFIG))
@@ -159,6 +159,7 @@ def _load_params(root: pathlib.Path, config: EncoderConfig) -> Params:
             want = shape[::-1] if transposed else shape
             if name not in tensors:
                 raise ConfigError(f"tensor {name}", None, f"is missing, must be {list(want)}")
+            require_float(tensors[name])
             found = tuple(tensors[name].get_shape())
             remedy = f"config.json says {list(want)}"
             checks.require(found == want, f"shape of {name}", list(found), remedy)

@@ -105,10 +105,16 @@ def _put_expert(params: Params, one: NightMemory, slot: int) -> Params:
 
 
 def _like(like: PyTree, found: PyTree, field: str) -> PyTree:
-    """``found`` as device arrays, if it has the names, shapes and types of ``like``.
+    """``found`` as device arrays, see :func:`_require_like`."""
+    _require_like(like, found, field)
+    return jax.tree.map(lambda _, x: jnp.asarray(x), like, found)
+
+
+def _require_like(like: PyTree, found: PyTree, field: str) -> None:
+    """Refuses arrays that have not the names, shapes and types of ``like``, arrays or their shapes.
 
     Raises:
-      ConfigError: it has not.
+      ConfigError: names the first that has not.
     """
     wanted = {t.name: f"{t.dtype.name}{list(t.shape)}" for t in named(like)}
     there = {t.name: f"{t.dtype.name}{list(t.shape)}" for t in named(found)}
@@ -116,7 +122,6 @@ def _like(like: PyTree, found: PyTree, field: str) -> PyTree:
         if wanted.get(name) != there.get(name):
             must = f"the learner has {wanted.get(name, 'none')}"
             raise ConfigError(f"{field}.{name}", there.get(name), must)
-    return jax.tree.map(lambda _, x: jnp.asarray(x), like, found)
 
 
 def require_base(model: Model, params: Params, memories: Memories) -> None:
@@ -260,12 +265,16 @@ def join(
     remedy = f"the night belongs to base {addition.base[:12]}: it means nothing on another"
     checks.require(memories.base == addition.base, "base", memories.base[:12], remedy)
     nights, counters = list(memories.nights), dict(memories.parts.get("counters", {}))
+    params = jax.eval_shape(Model(memories.config).init, jax.random.key(0))
     for night in addition.nights:
         require_level(memories.config, addition, night.level, POOL)
         require_new(night, _known(nights), warn)
         slots = memories.config.level(night.level).slots
         taken = {one.slot for one in nights if one.level == night.level}
         at = place(night.level, [i for i in range(slots) if i not in taken], slots, None)
+        # What is written has to load again: levels learn in a type of their own, too.
+        wanted = jax.eval_shape(take_slot, pool_of(params, night.level), jnp.int32(at))
+        _require_like(wanted, night.expert, f"levels.{night.level}")
         since = int(counters.get("nights", 0))
         nights.append(dataclasses.replace(night, slot=at, night=since))
         counters["nights"] = np.int32(since + 1)

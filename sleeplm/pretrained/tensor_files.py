@@ -111,6 +111,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def copy_file(source: pathlib.Path, path: pathlib.Path) -> None:
+    """Copies the bytes of a file; they are on the disk when it returns."""
+    with source.open("rb") as old, path.open("wb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        _to_disk(new.fileno())
+
+
 @contextlib.contextmanager
 def new_folder(
     path: pathlib.Path, *, force: bool = False, replaceable: Callable[[pathlib.Path], bool]

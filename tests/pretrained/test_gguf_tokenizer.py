@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
+import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.pretrained.gguf_file import GgufFile
 from sleeplm.pretrained.gguf_tokenizer import CONTROL, PRE, USER_DEFINED, gguf_tokenizer
+from sleeplm.pretrained.hf_tokenizer import read_tokenizer, tokenizer_files
 
 TEXTS = [
     "Don't we'll I'M  they've\n\n  x\t1234567 12,345.6 (a)--b!? ½٣ \r\n",
@@ -46,6 +49,30 @@ def test_ids_and_kinds_of_tokens_are_read():
 
 def test_without_kinds_every_token_is_text():
     assert not gguf_tokenizer(file_of(token_type=...)).special
+
+
+@pytest.mark.parametrize(
+    ("changes", "begun"),
+    [
+        ({"pre": "llama-bpe", "add_bos_token": ...}, True),
+        ({"pre": "llama-bpe"}, False),
+        ({"add_bos_token": ...}, False),
+        ({"add_bos_token": True}, True),
+        ({"add_bos_token": True, "bos_token_id": ...}, False),
+    ],
+    ids=["Llama 3", "Llama 3, told not to", "others", "others, told to", "without such a token"],
+)
+def test_a_text_begins_where_the_file_says_so_for_others_and_never_for_us(changes, begun, tmp_path):
+    found = gguf_tokenizer(file_of(**{"bos_token_id": 1} | changes))
+    for name, content in tokenizer_files(found, 64).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    others = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    plain = gguf_tokenizer(file_of(pre=changes.get("pre", "smollm")))  # begins nothing
+    for text in [*TEXTS, ""]:
+        ids = plain.encode(text)
+        assert found.encode(text) == read_tokenizer(tmp_path).encode(text) == ids
+        assert others.encode(text).ids == [1] * begun + ids
+        assert others.encode(text, "th").ids == [1] * begun + ids + plain.encode("th")
 
 
 @pytest.mark.parametrize("pre", PRE)
@@ -99,6 +126,7 @@ def test_smollm_sets_every_digit_apart():
         ({"eos_token_id": 99999}, "eos_token_id"),
         ({"bos_token_id": -1}, "bos_token_id"),
         ({"padding_token_id": "<pad>"}, "padding_token_id"),
+        ({"add_bos_token": 1}, "add_bos_token"),
     ],
 )
 def test_what_is_not_supported_is_one_line_that_names_the_key(changes, key):

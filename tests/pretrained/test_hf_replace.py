@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -14,7 +15,7 @@ from sleeplm.memory.levels import LevelConfig
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 from sleeplm.pretrained.hf_config import read_config
-from sleeplm.pretrained.hf_export import save_backbone
+from sleeplm.pretrained.hf_export import TOKENIZER_FILES, hf_config, save_backbone
 from sleeplm.pretrained.hf_files import INDEX, SINGLE
 from sleeplm.pretrained.hf_weights import load_params
 
@@ -25,26 +26,62 @@ LIMITS = {"one file": 1_000_000, "three files": 8000, "six files": 3500}
 OLD, NEW = 1e-5, 1e-6  # epsilons, by which a configuration is known
 
 
-def save(folder, eps, limit):
-    """A model whose every weight is its epsilon."""
-    config = ModelConfig(**SIZES, max_len=32, levels=LEVELS, norm_eps=eps)
-    shapes = jax.eval_shape(Model(config).init, jax.random.key(0))
-    params = jax.tree.map(lambda x: np.full(x.shape, eps, x.dtype), shapes)
-    save_backbone(folder, config, params, shard_bytes=LIMITS[limit])
+#: Files of each model's tokenizer; what they hold is its epsilon.
+TOKENIZERS = {
+    OLD: ("tokenizer.json", "chat_template.jinja", "generation_config.json"),
+    NEW: ("tokenizer.json", "vocab.json"),
+}
+
+
+def config_of(eps) -> ModelConfig:
+    return ModelConfig(**SIZES, max_len=32, levels=LEVELS, norm_eps=eps)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """``eps -> folder`` that a model is from, with its tokenizer."""
+    folders = {eps: tmp_path_factory.mktemp("source") for eps in TOKENIZERS}
+    for eps, folder in folders.items():
+        (folder / "config.json").write_text(json.dumps(hf_config(config_of(eps))))
+        for name in TOKENIZERS[eps]:
+            (folder / name).write_text(str(eps))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def params():
+    """``eps -> parameters`` that are all as large as their epsilon."""
+    shapes = jax.eval_shape(Model(config_of(OLD)).init, jax.random.key(0))
+    return {
+        e: jax.tree.map(lambda x, e=e: np.full(x.shape, e, x.dtype), shapes) for e in (OLD, NEW)
+    }
+
+
+@pytest.fixture(scope="module")
+def save(sources, params):
+    """``(folder, eps, limit)``: writes one of both models, with its tokenizer."""
+
+    def save(folder, eps, limit):
+        limits = {"shard_bytes": LIMITS[limit], "source": sources[eps]}
+        save_backbone(folder, config_of(eps), params[eps], **limits)
+
+    return save
 
 
 def models_in(folder) -> set[float]:
-    """Of which models a reader finds the configuration and the weights; none if it is refused."""
+    """Of which models a reader finds configuration, weights and tokenizer; none if refused."""
     try:
         config = read_config(folder)
         leaves = jax.tree.leaves(load_params(folder, config))
     except ConfigError:
         return set()
-    return {config.norm_eps, *(float(f"{x:.6g}") for leaf in leaves for x in np.unique(leaf))}
+    weights = {float(f"{x:.6g}") for leaf in leaves for x in np.unique(leaf)}
+    there = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    return {config.norm_eps, *weights, *(float(path.read_text()) for path in there)}
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory):
+def old(tmp_path_factory, save):
     """``limit -> folder`` with the old model and a file of somebody's."""
     folders = {limit: tmp_path_factory.mktemp("old") / "model" for limit in LIMITS}
     for limit, folder in folders.items():
@@ -60,7 +97,7 @@ def files(folder) -> set[str]:
 
 @pytest.mark.parametrize("after", LIMITS)
 @pytest.mark.parametrize("before", LIMITS)
-def test_nothing_of_the_old_weights_stays_and_nothing_else_goes(old, tmp_path, before, after):
+def test_nothing_of_the_old_model_stays_and_nothing_else_goes(old, save, tmp_path, before, after):
     folder, alone = tmp_path / "model", tmp_path / "alone"
     shutil.copytree(old[before], folder)
     save(folder, NEW, after)
@@ -70,7 +107,22 @@ def test_nothing_of_the_old_weights_stays_and_nothing_else_goes(old, tmp_path, b
     assert models_in(folder) == {NEW}
 
 
-def test_shards_of_any_name_go_with_their_index(old, tmp_path):
+def test_without_a_source_the_files_of_a_tokenizer_are_the_callers(old, params, tmp_path):
+    """Whoever exports a run's own model has written them before."""
+    folder = tmp_path / "model"
+    shutil.copytree(old["one file"], folder)
+    save_backbone(folder, config_of(NEW), params[NEW])
+    assert [name for name in TOKENIZERS[OLD] if (folder / name).exists()] == [*TOKENIZERS[OLD]]
+
+
+def test_a_model_that_is_written_over_itself_keeps_its_tokenizer(sources, params, tmp_path):
+    folder = shutil.copytree(sources[NEW], tmp_path / "model")
+    for _ in range(2):
+        save_backbone(folder, config_of(NEW), params[NEW], source=folder)
+    assert files(folder) == {"config.json", SINGLE, *TOKENIZERS[NEW]}
+
+
+def test_shards_of_any_name_go_with_their_index(old, save, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(old["three files"], folder)
     text = (folder / INDEX).read_text()
@@ -78,7 +130,7 @@ def test_shards_of_any_name_go_with_their_index(old, tmp_path):
     (folder / INDEX).write_text(text.replace("model-00001-of-00003.", "first."))
     assert models_in(folder) == {OLD}
     save(folder, NEW, "one file")
-    assert files(folder) == {"config.json", SINGLE, "memories-0.safetensors"}
+    assert files(folder) == {"config.json", SINGLE, "memories-0.safetensors", *TOKENIZERS[NEW]}
 
 
 class KilledError(BaseException):
@@ -96,7 +148,7 @@ class KilledError(BaseException):
     ],
 )
 def test_who_is_killed_leaves_the_old_model_the_new_one_or_none(
-    old, tmp_path, monkeypatch, before, after
+    old, save, tmp_path, monkeypatch, before, after
 ):
     found = []
     for steps in range(100):
@@ -104,11 +156,12 @@ def test_who_is_killed_leaves_the_old_model_the_new_one_or_none(
         shutil.copytree(old[before], folder)
 
         def before_that(change, left=left):
-            def step(*args, **kwargs):
-                if not left[0]:
-                    raise KilledError
-                left[0] -= 1
-                return change(*args, **kwargs)
+            def step(path, *args, **kwargs):
+                if os.path.lexists(path):  # else nothing changes
+                    if not left[0]:
+                        raise KilledError
+                    left[0] -= 1
+                return change(path, *args, **kwargs)
 
             return step
 
@@ -131,12 +184,16 @@ def test_who_is_killed_leaves_the_old_model_the_new_one_or_none(
     assert all(models in ({OLD}, {NEW}, set()) for models in found), found
 
 
-def test_a_disk_that_is_full_leaves_the_old_model(old, tmp_path, monkeypatch):
-    folder = tmp_path / "model"
+@pytest.mark.parametrize("files_before", [0, 3, 7])
+def test_a_disk_that_is_full_leaves_the_old_model(old, save, tmp_path, monkeypatch, files_before):
+    """At its first file of weights, at a later one, at the second of its tokenizer."""
+    folder, left = tmp_path / "model", [files_before]
     shutil.copytree(old["three files"], folder)
 
     def full(*args):
-        raise OSError(28, "No space left on device")
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
 
     with monkeypatch.context() as patch:
         patch.setattr("sleeplm.pretrained.tensor_files._to_disk", full)

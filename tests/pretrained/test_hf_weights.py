@@ -179,11 +179,12 @@ def test_a_shape_that_disagrees_with_the_configuration_is_named(shards):
         load_params(shards, wider)
 
 
-def test_buffers_and_a_copy_of_tied_embeddings_may_stay(config, folder):
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_buffers_of_any_type_and_a_copy_of_tied_embeddings_may_stay(config, folder, dtype):
     tied = model_config(RAW | {"tie_word_embeddings": True})
     buffer, head = "model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"
     extra = {
-        buffer: np.zeros(2, np.float32),
+        buffer: np.zeros(2, dtype),
         head: tensors_of(config)["model.embed_tokens.weight"],
     }
     places = json.loads((folder / INDEX).read_text())["weight_map"]
@@ -265,4 +266,15 @@ def test_tensors_of_other_types_than_floats_are_refused_by_name(config, tmp_path
     tensors[name] = tensors[name].astype(dtype)
     save_file(tensors, tmp_path / SINGLE)
     with pytest.raises(ConfigError, match=f"type of {name} = .*: must be one of F64, F32, F16"):
+        load_params(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_tied_embeddings_and_their_copy_have_to_be_floats(tmp_path, name):
+    config = model_config({**RAW, "tie_word_embeddings": True})
+    tensors = tensors_of(config)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+    save_file(tensors, tmp_path / SINGLE)
+    with pytest.raises(ConfigError, match=f"type of {name} = 'F8_E4M3': must be one of F64"):
         load_params(tmp_path, config)

@@ -14,7 +14,16 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from sleeplm.core.errors import ConfigError
 from sleeplm.core.types import Turns
 from sleeplm.data.facts import Document, Fact
-from sleeplm.data.text import Tokenizer, encode_documents, token_lists
+from sleeplm.data.text import (
+    BOS,
+    EOS,
+    PAD,
+    Tokenizer,
+    encode_documents,
+    token_lists,
+    train_bpe,
+)
+from sleeplm.data.tokenizer_files import hf_tokenizer, hf_tokenizer_config
 from sleeplm.pretrained.hf_tokenizer import read_tokenizer
 from sleeplm.pretrained.tokenizer import ImportedTokenizer
 
@@ -258,6 +267,40 @@ def test_what_nothing_names_is_what_ends_a_text(folder):
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match="eos_token"):
         read_tokenizer(folder)
+
+
+def test_what_a_run_exports_of_its_own_has_the_ids_that_it_had_and_its_special_tokens(tmp_path):
+    """Its tokenizer.json has <pad>, <bos> and <eos> among the words: others find none in texts."""
+    texts = ["the thing", "x <pad><bos>y", "<eos>", "", " <eos> ", "it's  all", "日本"]
+    ours = train_bpe(["the thing is all"] * 5, 300)
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(hf_tokenizer(ours)))
+    theirs.enable_padding(length=9, pad_id=PAD, pad_token="<pad>")  # as somebody has saved it
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(hf_tokenizer_config(64)))
+    found = read_tokenizer(tmp_path)
+    assert (found.pad, found.bos, found.eos) == (PAD, BOS, EOS)
+    assert dict(found.special) == {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
+    assert found.vocab_size == ours.vocab_size
+    for text in texts:
+        ids = ours.encode(text)
+        assert found.encode(text) == ids
+        assert found.decode([BOS, *ids, EOS, PAD]) == ours.decode(ids) == text
+
+
+def test_an_added_token_that_the_settings_name_is_special(folder):
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"pad_token": "<think>"}))
+    found = read_tokenizer(folder)
+    assert found.special["<think>"] == found.pad == found.vocab_size - 1
+    assert found.pad not in found.encode("<think>") and found.decode([found.pad]) == ""
+
+
+@pytest.mark.parametrize("lead", [None, {"type": "Prepend", "prepend": " "}])
+def test_a_word_of_texts_stays_one_even_if_rows_are_filled_with_it(folder, lead):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"normalizer": lead}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"pad_token": "!"}))
+    found = read_tokenizer(folder)
+    assert found.pad in found.encode("the!") and found.decode(found.encode("the!")).endswith("the!")
 
 
 def test_a_template_may_have_a_file_of_its_own(folder):

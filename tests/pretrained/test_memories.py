@@ -551,6 +551,30 @@ def test_folders_that_do_not_belong_together_change_nothing(both, base, tmp_path
     assert (theirs / "memories.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("mine", ["float32", "bfloat16"])
+def test_a_night_of_another_type_than_the_learners_is_refused_and_changes_nothing(
+    both, tiny, base, tmp_path, mine
+):
+    """Levels learn in a type of their own, which the backbone they have in common does not say."""
+    nights = {}
+    for dtype in ("float32", "bfloat16"):
+        model, state = lived(tiny, seed=1, memory_dtype=dtype)
+        nights[dtype] = [
+            folder_of(tmp_path / f"{dtype}{i}", export_memories(model, state, nights=[i]))
+            for i in (0, 1)
+        ]
+    (theirs,) = nights.keys() - {mine}
+    out, _ = import_memories(nights[mine][0], base=base, out=tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = rf"levels\.slow\.experts\.a = '{theirs}\[.*\]': the learner has {mine}\["
+    with pytest.raises(ConfigError, match=refused) as error:
+        import_memories(nights[theirs][0], into=out)
+    one_line(error)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    import_memories(nights[mine][1], into=out)
+    said_by(tiny, out)
+
+
 def test_a_folder_with_something_else_in_it_stays(both, base, tmp_path):
     model, state, other = both
     source = folder_of(tmp_path / "m", export_memories(model, state))
