@@ -70,6 +70,8 @@ class SleepConfig:
         own MLP: fixed capacity).
       updates: parameter updates a night, a multiple of ``inner * epochs``; 0: nothing is learned,
         the sender is only reset.
+      merge_updates: updates of a merging of two experts, a multiple of ``inner * epochs``; 0: as
+        many as a night's.
       rows: rows of one minibatch per data set (each teacher's samples, rollouts, continuations).
       inner, epochs: minibatches per extraction, and passes over them, before new samples.
       lam: lambda, share of student-written sequences in the distillation.
@@ -108,6 +110,7 @@ class SleepConfig:
     becomes: str = "start"
     into: str = "expert"
     updates: int = 160
+    merge_updates: int = 0
     rows: int = 16
     inner: int = 16
     epochs: int = 5
@@ -176,15 +179,13 @@ class SleepConfig:
         counts = ("rows", "inner", "epochs", "length", "reservoir", "chunk", "own_cues")
         for name in (*counts, "own_cue_tokens"):
             checks.positive_integer(f"{field}.{name}", getattr(self, name))
-        checks.integer(f"{field}.updates", self.updates)
-        checks.at_least(f"{field}.updates", self.updates, 0)
         step = self.inner * self.epochs
-        checks.require(
-            self.updates % step == 0,
-            f"{field}.updates",
-            self.updates,
-            f"use a multiple of inner * epochs ({step})",
-        )
+        remedy = f"use a multiple of inner * epochs ({step})"
+        for name in ("updates", "merge_updates"):
+            updates = getattr(self, name)
+            checks.integer(f"{field}.{name}", updates)
+            checks.at_least(f"{field}.{name}", updates, 0)
+            checks.require(updates % step == 0, f"{field}.{name}", updates, remedy)
         for name in ("lam", "alpha", "gamma"):
             checks.fraction(f"{field}.{name}", getattr(self, name))
         for name in ("z0", "temperature", "weight_decay", "clip", "rollback", "top_k"):
@@ -237,7 +238,8 @@ def merging(config: SleepConfig) -> SleepConfig:
     """The night that makes two experts one: the same teachers, awake at dawn.
 
     What they would tell of today they tell of the nights that the two experts hold, so that these
-    are learned as a day is. There is nothing to imitate, all to keep.
+    are learned as a day is. There is nothing to imitate, all to keep. Its ``updates`` are those of
+    a merging, and so are its ``blocks``.
     """
     teachers = [
         dataclasses.replace(
@@ -249,7 +251,9 @@ def merging(config: SleepConfig) -> SleepConfig:
     for missing, told in (("today", {"today"}), ("past", {"past", "lived", "before"})):
         if not sources & {*told, "all"}:
             teachers.append(TeacherConfig("dawn", missing, imitate=False))
-    return dataclasses.replace(config, teachers=teachers, alpha=1.0, into="expert", cues="subjects")
+    updates = config.merge_updates or config.updates
+    kind = dataclasses.replace(config, alpha=1.0, into="expert", cues="subjects")
+    return dataclasses.replace(kind, teachers=teachers, updates=updates)
 
 
 def paper_v2(**changes) -> SleepConfig:

@@ -198,7 +198,9 @@ def mean_pool(hidden: Array, mask: Array) -> Array:
     return total / jnp.maximum(jnp.sum(mask, axis=1), 1).astype(jnp.float32)
 
 
-def cosine_judge(embed: Callable[[Variables, Array, Array], Array], threshold: float) -> Judge:
+def cosine_judge(
+    embed: Callable[[Variables, Array, Array], Array], threshold: float | Array
+) -> Judge:
     """A judge that asks for a cosine of at least ``threshold`` between two embeddings.
 
     Two empty sequences match; an empty one matches nothing else.
@@ -211,7 +213,7 @@ def cosine_judge(embed: Callable[[Variables, Array, Array], Array], threshold: f
     Raises:
       ConfigError: ``threshold`` outside of [-1, 1].
     """
-    if not -1.0 <= threshold <= 1.0:
+    if isinstance(threshold, int | float) and not -1.0 <= threshold <= 1.0:
         raise ConfigError("threshold", threshold, "give a cosine in [-1, 1]")
 
     def judge(

@@ -116,7 +116,7 @@ def tuned_learner(build: Callable[[C], Learner], config: C, names: Iterable[str]
         init=init,
         wake=late(lambda own: own.wake),
         rests=tuple(tuned_rest(i, rest) for i, rest in enumerate(made.rests)),
-        write_cues=late(lambda own: own.write_cues),
+        write_cues=None if made.write_cues is None else late(_write_cues),
         dreaming=dreams,
     )
 
@@ -125,6 +125,11 @@ def _merge(own: Learner, i: int, k: int) -> Step:
     merge = own.rests[i].merge
     assert merge is not None  # whether pools merge is no number
     return merge[k]
+
+
+def _write_cues(own: Learner) -> Step:
+    assert own.write_cues is not None  # nor is whether it writes any
+    return own.write_cues
 
 
 def _dreaming(own: Learner) -> Dreaming:

@@ -78,7 +78,7 @@ def batch_specs(batch: PyTree, axis: RowAxis = DATA) -> PyTree:
     * night, ``{"rows" [T, B], "today"}``: B over the devices, the rest on every device;
     * wake, ``{"tokens", "segments" [B, L]}``: B over the devices;
     * dreaming, ``{"contexts": {"tokens" [n, C], "length" [n]}, ...}``: n over the devices, the rest
-      on every device (a night's rows too, at which dreams do not look);
+      on every device (a night's rows too, of which dreams read how many minibatches they make);
     * cues, ``{"tokens" [n, C], "length" [n], "today"}``: all on every device.
 
     More axes may stand in front, as :func:`sleeplm.core.phase.repeat` wants them.

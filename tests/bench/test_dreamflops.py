@@ -20,8 +20,7 @@ from sleeplm.memory.levels import LevelConfig
 from sleeplm.methods import extract, frames
 from sleeplm.methods.adapters import beside, fresh_adapters
 from sleeplm.methods.config import TeacherConfig
-from sleeplm.methods.dreams import dream as rounds
-from sleeplm.methods.dreams import write
+from sleeplm.methods.dreams import rounds, write
 from sleeplm.methods.dreams.config import SCORES, DreamConfig
 from sleeplm.methods.dreams.rounds import in_bases
 from sleeplm.methods.dreams.select import score
@@ -181,7 +180,8 @@ def test_the_control_without_dreams_costs_as_much_as_sleep_with_them(reading, re
     one_extraction = usual / config.sleep.blocks
     assert cost == pytest.approx(usual + dreams, abs=one_extraction / 2)
     assert longer.sleep.updates > config.sleep.updates
-    assert vars(longer.sleep) == {**vars(config.sleep), "updates": longer.sleep.updates}
+    own = {"updates": longer.sleep.updates, "merge_updates": config.sleep.updates}
+    assert vars(longer.sleep) == {**vars(config.sleep), **own}
     if reward == "questions":  # or nothing would be held: reading them is most of what dreams cost
         unread = dreams - DREAM.rounds * read_for_rewards(config.model, *longest(reading))
         assert cost > usual + unread + one_extraction

@@ -380,6 +380,31 @@ def test_devices_that_share_a_round_learn_the_dreams_of_one_alone(tiny, learning
     assert tree.differing(want.state.params, state.params)
 
 
+def test_devices_share_every_minibatch_of_the_dreams_of_one_alone(tiny, learning):
+    """Six dreams in two minibatches of three: one device has nothing in either."""
+    model, state = learning
+    update = optimizer(dataclasses.replace(tiny.config(), optimizer="sgd", learning_rate=0.1))
+
+    def make(axis_name=None):
+        extract = dreams(model, light(keep=6, extra=0), reward=always, axis_name=axis_name)
+        objective = language_model(model, 8)
+        return consolidate(extract, objective, update, inner=2, axis_name=axis_name)
+
+    batch = {**for_four_devices(tiny), "rows": np.zeros((2, 4), np.int32)}
+    want = on_four_devices(make, state, batch)
+    first, both = (want.metrics[name] for name in ("first_loss", "loss"))
+    assert 0 < first[1] < both[1]  # two minibatches, and not of the same dreams
+    assert abs(2 * first[0] - both[0]) > 0.1
+
+
+def test_dreams_that_minibatches_cannot_share_are_refused_wherever_they_lie(tiny, learning):
+    model, state = learning
+    batch = {**contexts(tiny), "rows": np.zeros((3, 4), np.int32)}
+    extract = dreams(model, light(), reward=always).extract
+    with pytest.raises(ConfigError, match=r"inner = 3: must divide the rows of a memory \(4\)"):
+        jax.eval_shape(extract, state.variables, (), batch, KEY)
+
+
 # --- learning what was dreamt --------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import pytest
 
 from sleeplm.core.errors import ConfigError
@@ -26,6 +27,18 @@ def test_settings_that_cannot_work_are_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         DreamConfig(**changes).check("dream")
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_may_be_an_array_but_not_what_decides_about_the_program():
+    numbers = (
+        *("margin", "worse", "learning_rate", "writer_learning_rate", "absorb_learning_rate"),
+        *("temperature", "hold", "gate_margin", "gate_cluster"),
+    )
+    for name in numbers:  # out of range, were it known
+        DreamConfig(**{name: jnp.float32(-2)}).check("dream")
+    for name in ("past", "steps", "memories"):
+        with pytest.raises(ConfigError, match=rf"dream\.{name} = "):
+            DreamConfig(**{name: jnp.float32(2)}).check("dream")
 
 
 def test_the_defaults_are_the_papers_counts():

@@ -72,6 +72,43 @@ def test_right_is_what_a_greedy_continuation_would_have_said(tiny, two, exam):
             assert got.right[i] == (said[i][:end] == answer[:end]).all()
 
 
+@pytest.fixture(scope="module")
+def coarse(tiny):
+    """A model in bfloat16 whose texts often end at once, its variables, and 1000 prompts."""
+    model, cues = tiny.model(dtype="bfloat16", eos=30), tiny.cues(0, 0, 1000)
+    variables = {"params": tiny.params(model), "slots": model.init_slots()}
+    return model, variables, jnp.asarray(cues["tokens"]), jnp.asarray(cues["length"])
+
+
+def test_a_model_in_bfloat16_is_asked_for_likelihoods_in_float32(tiny, coarse):
+    """The product of its states, as they are, in float32: whatever may be said to one prompt."""
+    model, variables, prompts, lengths = coarse
+    words, longest, eos = jnp.arange(tiny.vocabulary), jnp.argmax(lengths), model.config.eos
+    answers = jnp.stack([words, jnp.full_like(words, eos)], 1)
+    same = (jnp.stack([x[longest]] * len(words)) for x in (prompts, lengths))
+    asked = Questions(*same, answers)
+    got = read_answers(model, variables, asked)  # compiled, states would be rounded otherwise
+
+    states = model.hidden(variables, jnp.concatenate([asked.prompts, answers], 1))
+    unembed = model.unembed(variables["params"]).astype(jnp.bfloat16)
+    assert states.dtype == jnp.bfloat16 and asked.lengths[0] == prompts.shape[1]
+    exact = (x.astype(jnp.float32) for x in (states[:, prompts.shape[1] - 1 :], unembed))
+    logp = jax.nn.log_softmax(jnp.matmul(*exact))
+    want = logp[words, 0, words] + jnp.where(words == eos, 0.0, logp[words, 1, eos])
+    np.testing.assert_allclose(got.logp, want, rtol=1e-5)
+
+
+def test_in_bfloat16_too_right_is_what_a_greedy_continuation_says(coarse):
+    """Where two tokens are about as likely, the one that is drawn, and not the lower number."""
+    model, variables, prompts, lengths = coarse
+    answers = jnp.full((len(lengths), 1), model.config.eos)
+    asked = Questions(prompts, lengths, answers)
+    got = jax.jit(lambda v, q: read_answers(model, v, q))(variables, asked)
+    said = np.asarray(greedy(model, variables, prompts, lengths, 1))
+    np.testing.assert_array_equal(got.right, said[:, 0] == model.config.eos)
+    assert 100 < got.right.sum() < 900
+
+
 def reward_by(two, exam, **settings):
     model, first, second = two
     reward = question_reward(model, **settings)

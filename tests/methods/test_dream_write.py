@@ -208,3 +208,24 @@ def test_contexts_that_are_too_wide_are_refused_and_narrow_ones_padded():
     assert as_contexts(given, 5).tokens.shape == (2, 5)
     with pytest.raises(ConfigError, match="context_tokens = 2: contexts have 3 columns"):
         as_contexts(given, 2)
+
+
+def test_nothing_stands_behind_the_end_of_a_text_so_that_one_dream_is_learned_once(tiny, dreamer):
+    """Where a turn ends a dream the sampler goes on behind the end of a text, otherwise each time.
+
+    Two tokens are all there is to write, so that many dreams say the same before they end.
+    """
+    model, variables = dreamer
+    embed = variables["params"]["embed"]
+    alike = jnp.stack([embed[tiny.eos]] * 2) * 9 + jnp.asarray([[0.0], [0.01]])
+    embed = embed.at[jnp.asarray([tiny.eos, 9])].set(alike)
+    ender = model, {**variables, "params": {**variables["params"], "embed": embed}}
+    settings = {"stop": tiny.vocabulary - 1, "top_k": 2, "temperature": 9.0, "explore": False}
+    dreams, _ = dreamt(ender, contexts(tiny), numbers=30, **settings)
+    tokens, inside = np.asarray(dreams.written.tokens), np.asarray(dreams.written.segments) > 0
+    assert not tokens[~inside].any()
+    texts = [tuple(row[there]) for row, there in zip(tokens, inside, strict=True)]
+    ended = [text for text in texts if text[-1] == tiny.eos]
+    assert len(set(ended)) < len(ended)  # else there is nothing to see
+    counted = [text for text, counts in zip(texts, dreams.mask, strict=True) if counts]
+    assert len(counted) == len(set(counted)) > 6

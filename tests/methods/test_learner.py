@@ -9,11 +9,13 @@ import pytest
 
 from sleeplm.core import tree
 from sleeplm.core.losses import forward_kl
+from sleeplm.core.types import Extract, Phase
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.cues import BEFORE
 from sleeplm.memory.levels import due, get_level
 from sleeplm.memory.slots import holds, require_room
 from sleeplm.methods.config import evening, paper_v2
+from sleeplm.methods.learner import learner
 from sleeplm.methods.objectives import seeding
 from sleeplm.runtime.parallel import jit_step
 from sleeplm.testing import counting
@@ -219,6 +221,33 @@ def test_learners_of_many_seeds_are_one_vmapped_learner(tiny):
     assert metrics["loss"][0].shape == (3,)
     assert len(set(np.asarray(metrics["loss"][0]).tolist())) == 3
     np.testing.assert_array_equal(states.counters["step"], jnp.ones(3))
+
+
+def test_whatever_is_born_with_numbers_of_its_own_draws_other_ones(tiny):
+    """An awakening and the nights of two pairs, each with a key that is no other's."""
+    levels = [
+        tiny.level("fast", kind="graft", night=4),
+        tiny.level("middle", kind="graft", night=8, slots=2),
+        tiny.level("slow", slots=2),
+    ]
+    model, config = tiny.model(levels), short(tiny)
+
+    def drawn(params, key):
+        return {"drawn": jax.random.normal(key)}
+
+    def unused(*_):
+        raise AssertionError("nobody lives here")
+
+    made = learner(
+        model,
+        config,
+        awake=Phase(drawn, unused),
+        method=lambda sender, receiver: {"extract": Extract(drawn, unused)},
+    )
+    state = jax.jit(made.init)(tiny.params(model), KEY)
+    named = jax.tree_util.tree_leaves_with_path(state.private)
+    numbers = [float(x) for path, x in named if getattr(path[-1], "key", None) == "drawn"]
+    assert len(numbers) == len(set(numbers)) == 3
 
 
 def test_a_method_of_ones_own_sleeps_in_a_whole_learner(tiny):

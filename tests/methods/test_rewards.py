@@ -178,6 +178,20 @@ def test_cosine_judge_accepts_from_its_threshold_on(threshold, want):
     np.testing.assert_array_equal(got, want)
 
 
+def test_cosine_judge_reads_its_threshold_off_an_array_too():
+    candidate, c_mask = rows([2, 3, 4], [2], [2, 3], [], [])
+    reference, r_mask = rows([4, 3, 2], [2, 3], [4, 5], [], [2])
+    thresholds = [1.0, 0.7, 0.9]
+
+    def judged(threshold):
+        judge = cosine_judge(bag_of_tokens, threshold)
+        return judge(None, candidate, c_mask, reference, r_mask)
+
+    together = jax.jit(jax.vmap(judged))(jnp.asarray(thresholds))
+    np.testing.assert_array_equal(together, [judged(threshold) for threshold in thresholds])
+    assert len({tuple(row) for row in np.asarray(together).tolist()}) == 2
+
+
 def test_cosine_judge_ignores_length_of_embeddings_and_survives_a_zero_one():
     def embed(variables, tokens, mask):
         return tokens.astype(jnp.float32)

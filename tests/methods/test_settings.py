@@ -15,6 +15,7 @@ from sleeplm.core.phase import repeat
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Phase
 from sleeplm.methods.config import SleepConfig, evening
+from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.learner import learner
 from sleeplm.methods.settings import (
     SETTINGS,
@@ -215,6 +216,89 @@ def test_numbers_in_the_state_change_no_type_of_what_is_learned(tiny, base, opti
         *((step, night) for step in (rest.begin, rest.seed, rest.end, *rest.merge)),
     ):
         assert jax.eval_shape(step, state, batch, KEY)[0] == state
+
+
+# --- dreams ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Dreamer(Both):
+    """With numbers of a night's dreaming too."""
+
+    dream: DreamConfig
+
+
+#: What varies of dreaming, and values that lead elsewhere than those of :func:`dreamer`.
+DREAMT = {
+    "dream.margin": -99.0,
+    "dream.worse": 99.0,
+    "dream.learning_rate": 0.03,
+    "dream.absorb_learning_rate": 0.2,
+    "dream.temperature": 0.7,
+    "dream.hold": 0.4,
+}
+#: What else may, of the writer and of the gate.
+ALSO = ("dream.writer_learning_rate", "dream.gate_margin", "dream.gate_cluster")
+
+
+def dreaming_learner(config):
+    return learner(Model(config.model), config.sleep, dream=config.dream, chunk=8)
+
+
+@pytest.fixture(scope="module")
+def dreamer(base):
+    sizes = {"dreams": 4, "context_tokens": 6, "new_tokens": 4, "keep": 2, "extra": 0, "ngram": 2}
+    trial = {"rank": 2, "steps": 2, "score": "random", "memories": 2, "margin": 99.0}
+    night = {"rounds": 1, "updates": 1, "inner": 1, "rows": 2, "into": "new", "past": 0.0}
+    brief = {"gate": 0, "reinforce": False}
+    return Dreamer(base.model, base.sleep, DreamConfig(**sizes, **trial, **night, **brief))
+
+
+def night_of_dreams(tiny):
+    tokens = tiny.text(0, rows=3)["tokens"][:, :6]
+    contexts = {"tokens": tokens, "length": np.asarray([6, 5, 6], np.int32)}
+    rows = np.arange(2, dtype=np.int32).reshape(1, 2)
+    return {"contexts": contexts, "today": np.int32(1), "round": np.int32(0), "rows": rows}
+
+
+def all_dreamt(made, batch):
+    """A night's dreaming from begin to end, as one step."""
+
+    def step(state):
+        metrics = {}
+        for name in ("begin", "round", "absorb", "end"):
+            state, metrics[name] = getattr(made.dreaming, name)(state, batch, KEY)
+        return state, metrics
+
+    return step
+
+
+@pytest.mark.slow
+def test_numbers_of_dreaming_in_the_state_do_what_constants_do(tiny, dreamer):
+    config = replaced(dreamer, DREAMT)
+    state = tiny.learner(Model(config.model), config.sleep, dream=config.dream)[1]
+    batch = night_of_dreams(tiny)
+    run = jax.jit(all_dreamt(tuned_learner(dreaming_learner, dreamer, DREAMT), batch))
+    got, metrics = run(with_settings(state, DREAMT))
+    want = jax.jit(all_dreamt(dreaming_learner(config), batch))(state)
+    testing.same("(constants)", (without_settings(got), metrics), want, CLOSE)
+    assert metrics["end"]["absorbed"][0] == 1
+
+    other = {**DREAMT, "dream.margin": 99.0}  # in the same program nothing is gained by so much
+    assert run(with_settings(state, other))[1]["round"]["accepted"][0] == 0
+    assert run._cache_size() == 1
+
+
+def test_numbers_of_dreaming_change_no_type_of_what_is_learned(tiny, dreamer):
+    model = dataclasses.replace(dreamer.model, param_dtype="bfloat16")
+    dream = dataclasses.replace(dreamer.dream, reinforce=True, gate=8, past=1.0)
+    made = tuned_learner(dreaming_learner, Dreamer(model, dreamer.sleep, dream), [*DREAMT, *ALSO])
+    state = jax.eval_shape(lambda key: made.init(Model(model).init(key), key), KEY)
+    for step in (made.dreaming.begin, made.dreaming.round, made.dreaming.absorb, made.dreaming.end):
+        assert jax.eval_shape(step, state, night_of_dreams(tiny), KEY)[0] == state
+
+
+# --- names ----------------------------------------------------------------------------------------
 
 
 def test_settings_are_read_and_replaced_by_dotted_name(base):

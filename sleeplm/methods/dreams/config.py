@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from sleeplm.core import checks
 
 SCORES = ("alignment", "norm", "random")
@@ -174,21 +176,37 @@ class DreamConfig:
             f"use at most new_tokens ({self.new_tokens})",
         )
         checks.divides(f"{field}.inner", self.inner, self.updates, f"{field}.updates")
-        for name in ("temperature", "worse", "past", "gate_margin"):
-            checks.at_least(f"{field}.{name}", getattr(self, name), 0)
-        checks.fraction(f"{field}.gate_cluster", self.gate_cluster)
-        for name in ("learning_rate", "writer_learning_rate", "absorb_learning_rate"):
-            checks.positive(f"{field}.{name}", getattr(self, name))
-        checks.finite(f"{field}.margin", self.margin)
+        self._check_numbers(field)
         checks.one_of(f"{field}.score", self.score, SCORES)
         checks.one_of(f"{field}.reward", self.reward, REWARDS)
         checks.one_of(f"{field}.measure", self.measure, MEASURES)
         checks.one_of(f"{field}.into", self.into, INTO)
         checks.one_of(f"{field}.agree", self.agree, AGREE)
-        checks.fraction(f"{field}.hold", self.hold)
+
+    def _check_numbers(self, field: str) -> None:
+        """Numbers, which may also be arrays: nothing can be said of those before the program runs.
+
+        But not ``past``: by it is decided what stands in the program.
+        """
+        checks.at_least(f"{field}.past", self.past, 0)
+        for name in ("temperature", "worse", "gate_margin"):
+            if not self._is_array(name):
+                checks.at_least(f"{field}.{name}", getattr(self, name), 0)
+        for name in ("learning_rate", "writer_learning_rate", "absorb_learning_rate"):
+            if not self._is_array(name):
+                checks.positive(f"{field}.{name}", getattr(self, name))
+        for name in ("hold", "gate_cluster"):
+            if not self._is_array(name):
+                checks.fraction(f"{field}.{name}", getattr(self, name))
+        if not self._is_array("margin"):
+            checks.finite(f"{field}.margin", self.margin)
         checks.require(
-            self.reward != "agreement" or 0 < self.hold < 1,
+            self.reward != "agreement" or self._is_array("hold") or 0 < self.hold < 1,
             f"{field}.hold",
             self.hold,
             "agreement needs something to write from and something held back: between 0 and 1",
         )
+
+    def _is_array(self, name: str) -> bool:
+        """Whether that number is read off a learner (:mod:`sleeplm.methods.settings`)."""
+        return isinstance(getattr(self, name), jax.Array)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from sleeplm.core.checks import require
 from sleeplm.core.shares import Axis, own_share
 from sleeplm.core.types import (
     Array,
@@ -72,16 +74,36 @@ def dream(model: Model, config: DreamConfig, **parts: Any) -> Phase:
 def dreams(model: Model, config: DreamConfig, *, axis_name: Axis = None, **parts: Any) -> Extract:
     """A round as an extraction: the accepted dreams, of which the others have no weight.
 
-    The memory has k + b rows, of which each device of an ``axis_name`` has its share. The batch is
-    that of :func:`round_of`; a night's ``"rows"`` may be in it, and are not looked at.
+    The memory has k + b rows. The batch is that of :func:`round_of`; a night's ``"rows"`` int32
+    [T, B] may be in it, of which nothing is read but T: the minibatches that the memory is learned
+    in, as many as the ``inner`` of ``consolidate``. Without, it is one minibatch. Each device of an
+    ``axis_name`` has its share of every one of them.
+
+    Raises:
+      ConfigError: when it is traced, k + b rows that T minibatches cannot share.
     """
     run = round_of(model, config, axis_name=axis_name, **parts)
 
     def extract(variables: Variables, batch: Mapping[str, Any], key: Array) -> Memory:
         accepted, _ = run(variables, batch, key)
-        return only(*own_share(accepted.told, axis_name))
+        minibatches = batch["rows"].shape[0] if "rows" in batch else 1
+        return _own_rows(accepted.told, minibatches, axis_name)
 
     return stateless(extract)
+
+
+def _own_rows(memory: Memory, minibatches: int, axis_name: Axis) -> Memory:
+    """This device's share of every minibatch, one behind the other.
+
+    With a share of the memory as a whole, its minibatches would hold other rows than those of one
+    device alone.
+    """
+    rows = len(memory.tokens)
+    remedy = f"must divide the rows of a memory ({rows}) into minibatches"
+    require(rows % minibatches == 0, "inner", minibatches, remedy)
+    groups = jax.tree.map(lambda x: x.reshape(minibatches, -1, *x.shape[1:]), memory)
+    mine = jax.vmap(lambda group: only(*own_share(group, axis_name)))(groups)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mine)
 
 
 def given() -> Extract:

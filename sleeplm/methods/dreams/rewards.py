@@ -83,11 +83,12 @@ def read_answers(model: Model, variables: Variables, questions: Questions) -> An
     before = jnp.maximum(lengths[:, None] - 1, 0) + jnp.arange(width)
     hidden = model.hidden(variables, tokens)
     hidden = jnp.take_along_axis(hidden, before[..., None], 1)
-    unembed = model.unembed(variables["params"])
+    unembed = model.unembed(variables["params"]).astype(hidden.dtype)
 
     def one(row: tuple[Array, Array]) -> tuple[Array, Array]:
         states, answer = row
-        logits = jnp.matmul(states, unembed.astype(states.dtype)).astype(jnp.float32)
+        # Of logits in bfloat16 many are the same: sums stay in float32, as where tokens are drawn.
+        logits = jnp.matmul(states, unembed, preferred_element_type=jnp.float32)
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, answer)
         return -loss, jnp.argmax(logits, -1) == answer
 

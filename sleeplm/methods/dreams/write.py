@@ -178,8 +178,10 @@ def write(
     length = samples.start + written.sum(1)
     words = written & ~at_end
     alive = (lengths > 0) & words.any(1)
-    as_written = memory_of(samples.tokens, written, length)
-    tokens = jnp.where(written & at_end, model.config.eos, samples.tokens)
+    # What the sampler went on with behind it must not make another dream of the same one.
+    tokens = jnp.where(jnp.arange(written.shape[1]) < length[:, None], samples.tokens, 0)
+    as_written = memory_of(tokens, written, length)
+    tokens = jnp.where(written & at_end, model.config.eos, tokens)
     told = _alone(tokens, samples.start, length, new_tokens, model.config.bos)
     told = told if alone else as_written
     fresh = once(told.tokens, numbers, alive)
