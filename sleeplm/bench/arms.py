@@ -30,7 +30,10 @@ from sleeplm.methods.settings import tuned_learner
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
-__all__ = ["ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "asks_for_reading", "build_arm"]
+__all__ = [
+    *("ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "add_arm", "asks_for_reading"),
+    "build_arm",
+]
 
 
 def _seeded(config: Any, sleep: SleepConfig, **more: Any) -> Arm:
@@ -108,7 +111,7 @@ def _static_replay(config: Any) -> Arm:
     """Nights on raw texts instead of what teachers tell, with as many FLOPs as ``sleep``."""
     step = config.sleep.inner * config.sleep.epochs
     updates = step * max(round(replay_updates(config.model, config.sleep) / step), 1)
-    sleep = dataclasses.replace(config.sleep, updates=updates, rollback=0.0)
+    sleep = dataclasses.replace(config.sleep, **_only_nights(config.sleep, updates), rollback=0.0)
     model = Model(config.model)
 
     def method(sender: str, receiver: str) -> Mapping[str, Any]:
@@ -150,7 +153,8 @@ def _longer(config: Any, question: Shape = (0, 0)) -> Arm:
     remedy = "sleep_longer has more updates of the night's: give the night some"
     checks.require(usual > 0, "sleep.updates", usual, remedy)
     updates, instead = _night_with(config, _dreams_cost(config, config.dream, question))
-    return dataclasses.replace(_with(config, updates=updates), instead=instead)
+    arm = _with(config, **_only_nights(config.sleep, updates))
+    return dataclasses.replace(arm, instead=instead)
 
 
 def _without(config: Any, question: Shape = (0, 0), **changes: Any) -> Arm:
@@ -164,7 +168,7 @@ def _without(config: Any, question: Shape = (0, 0), **changes: Any) -> Arm:
     cost = functools.partial(_dreams_cost, config, question=question)
     less = cost(config.dream) - cost(dataclasses.replace(config.dream, **changes))
     updates, instead = _night_with(config, less)
-    arm = _dreaming(config, night={"updates": updates}, **changes)
+    arm = _dreaming(config, night=_only_nights(config.sleep, updates), **changes)
     return dataclasses.replace(arm, instead=instead)
 
 
@@ -178,6 +182,11 @@ def _night_with(config: Any, more: float) -> tuple[int, float]:
     wanted = longer_updates(config.model, config.sleep, more)
     updates = step * max(round(wanted / step), 1)
     return updates, max(1 - usual / updates, 0.0)
+
+
+def _only_nights(sleep: SleepConfig, updates: int) -> dict[str, int]:
+    """Settings of nights with other updates, whose merges of experts cost what they did."""
+    return {"updates": updates, "merge_updates": sleep.merge_updates or sleep.updates}
 
 
 _AWAKE = ("wake_only", "cms_without_seeding")
@@ -217,7 +226,8 @@ def build_arm(name: str, config: Any, classes: int, reading: Reading | None = No
     if names := varying(config):
         tuned = tuned_learner(lambda own: make(own).learner, first, names)
         arm = dataclasses.replace(arm, learner=tuned)
-    return dataclasses.replace(arm, follows_schedule=name not in WITHOUT_LEVELS_NIGHTS)
+    sleeps = name not in WITHOUT_LEVELS_NIGHTS and len(arm.learner.rests) > 0
+    return dataclasses.replace(arm, follows_schedule=sleeps)
 
 
 def asks_for_reading(name: str, config: Any) -> bool:
@@ -298,3 +308,23 @@ ARMS: dict[str, Callable[..., Arm]] = {
     "icl": plain.icl,
     "inca": plain.inca,
 }
+OURS = frozenset(ARMS)
+
+
+def add_arm(name: str, make: Callable[[Any], Arm]) -> None:
+    """Adds an arm of one's own, which ``arms`` of a run can then name; for experiment files.
+
+    It lives, is saved, asked and reported as all others are, on the same days. Its nights are
+    charged for what its ``sleep`` describes, whatever else its method may do.
+
+    Args:
+      name: what it is called in settings, metrics and reports; another call of one's own replaces
+        what that name stood for.
+      make: ``config -> Arm``, of the run's configuration.
+
+    Raises:
+      ConfigError: the name is one of the bench's, or no Python name.
+    """
+    remedy = "an arm of your own needs a name of its own, of letters, digits and _"
+    checks.require(name.isidentifier() and name not in OURS, "arms", name, remedy)
+    ARMS[name] = make

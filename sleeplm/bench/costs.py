@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,26 +24,50 @@ from sleeplm.models.config import ModelConfig
 def tokens_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, int]:
     """Positions that one learner processed, padding included.
 
-    ``read`` awake; ``sampled`` written by teachers and students, ``seeded`` learned from at night;
-    ``replayed`` raw text learned from again; ``dreamt`` contexts and dreams, and what is told of
-    the past for rewards and the gate; ``tried`` in trials, ``absorbed`` from dreams at last.
+    ``read`` awake; ``sampled`` written by teachers and students, and as cues of one's own;
+    ``seeded`` learned from at night, merges of experts included, in rows as they are packed;
+    ``replayed`` raw text learned from again; ``fisher`` raw text measured for what to protect;
+    ``dreamt`` contexts and dreams, and what is told of the past for rewards and the gate;
+    ``tried`` in trials, ``absorbed`` from dreams at last.
     """
-    day = bench.config.day
+    day, sleep = bench.config.day, arm.sleep
     out = {"read": sum(bench.steps) * day.batch * day.length if arm.trains != "nothing" else 0}
-    nights = _blocks(records, "seed", e)
-    merges = _blocks(records, "merge", e)
-    sleep = arm.sleep
-    if arm.archive == "texts":
-        rows = sum(one.times for one in sleep.teachers) * sleep.rows * sleep.inner
-        return {**out, "replayed": nights * rows * sleep.epochs * sleep.length}
+    nights, merges, evenings = (_blocks(records, kind, e) for kind in ("seed", "merge", "own_cues"))
+    if arm.archive == "today":
+        out["fisher"] = nights * sleep.inner * sleep.rows * sleep.length
     if not arm.follows_schedule:
         return out
-    sets = sum(rows_of(sleep)) * nights + sum(rows_of(merging(sleep))) * merges
-    sampled = sets * sleep.rows * sleep.inner * sleep.length
-    out |= {"sampled": sampled, "seeded": sampled * sleep.epochs}
+    sampled, seeded = _told_tokens(merging(sleep), merges)
+    sampled += evenings * sleep.own_cues * min(sleep.own_cue_tokens, sleep.cue_tokens)
+    if arm.archive == "texts":
+        updates = nights * sleep.inner * sleep.epochs
+        out["replayed"] = updates * math.prod(_rows_and_width(sleep, _texts(sleep)))
+    else:
+        tonight = _told_tokens(sleep, nights)
+        sampled, seeded = sampled + tonight[0], seeded + tonight[1]
+    if arm.archive == "none" or sampled:
+        out |= {"sampled": sampled, "seeded": seeded}
     if arm.dream is not None:
         out |= _dream_tokens(sleep, arm.dream, *_dreamt(records, e))
     return out
+
+
+def _told_tokens(sleep: SleepConfig, blocks: int) -> tuple[int, int]:
+    """Positions written in so many extractions, and learned from."""
+    sequences = sum(rows_of(sleep)) * sleep.rows
+    minibatch = math.prod(_rows_and_width(sleep, sequences))
+    extractions = blocks * sleep.inner
+    return extractions * sequences * sleep.length, extractions * sleep.epochs * minibatch
+
+
+def _rows_and_width(sleep: SleepConfig, sequences: int) -> tuple[int, int]:
+    """Rows and positions of a minibatch of so many sequences; packed, two share a row."""
+    return (-(-sequences // 2), sleep.pack) if sleep.pack else (sequences, sleep.length)
+
+
+def _texts(sleep: SleepConfig) -> int:
+    """Raw texts of a minibatch of nights that replay them: one for each that a teacher tells."""
+    return sum(one.times for one in sleep.teachers) * sleep.rows
 
 
 def _dreamt(records: list[dict], e: int) -> tuple[int, int, int]:
@@ -102,8 +127,9 @@ def flops_of(bench: Any, arm: Any, records: list[dict], e: int) -> dict[str, flo
         whole = flops.night(model, sleep)
         share = nights / max(sleep.blocks, 1)
         out |= {kind: share * amount for kind, amount in whole.items()}
-        if merges:
-            out["merged"] = merges / max(sleep.blocks, 1) * sum(flops.merge(model, sleep).values())
+    if merges:
+        share = merges / max(merging(sleep).blocks, 1)
+        out["merged"] = share * sum(flops.merge(model, sleep).values())
     if arm.dream is not None:
         rounds, blocks, ends = _dreamt(records, e)
         out |= dreamflops.total(
@@ -137,8 +163,7 @@ def question_shape(bench: Any, dream: DreamConfig) -> dreamflops.Shape:
 
 def replay_step(model: ModelConfig, sleep: SleepConfig) -> float:
     """FLOPs of one update on raw text, with the rows and lengths of the night."""
-    rows = sum(one.times for one in sleep.teachers) * sleep.rows
-    rows, width = (-(-rows // 2), sleep.pack) if sleep.pack else (rows, sleep.length)
+    rows, width = _rows_and_width(sleep, _texts(sleep))
     return rows * width * flops.train(model, width, "expert")
 
 

@@ -36,8 +36,8 @@ class Life:
       streams: the days' batches. steps: wake steps of each day. chunk: of them per compiled call.
       shares: how long each day's night is, of the usual one; empty: all alike.
       cues: per day {"tokens" [E, n, C], "length" [E, n]}, offered when it begins to be read, and
-        again after a night within it; before: those known before the first day. Not used by
-        learners that write their own.
+        again after a night within it; before: those known before the first day. Not used where
+        the night's settings ask for own cues and the learner can write them.
       examine: ``(state of one learner, paper) -> {name: array}``.
       score: what goes into the metrics instead, of all learners and on the host; None: as it is.
       paper: ``day -> pytree`` of the exam after that day.
@@ -75,10 +75,15 @@ class Life:
     def days(self) -> int:
         return len(self.steps)
 
+    @property
+    def _own_cues(self) -> Step | None:
+        """The step that writes the learner's own cues, if it is to use them and can."""
+        return self.learner.write_cues if self.sleep.cues == "self" else None
+
     def agenda(self) -> list[Moment]:
         """Every moment of the life, in order; those that turn out to have nothing to do pass."""
         wake = self._together(repeat(self.chunk, Phase(_no_init, self.learner.wake)).step)
-        own = self.learner.write_cues if self.sleep.cues == "self" else None
+        own = self._own_cues
         certain = self.look is None
         self._nights = [
             Nights(rest, self.sleep, self.night_batch, own, certain, self.judge, self.mesh)
@@ -100,7 +105,8 @@ class Life:
         for day, steps in enumerate(self.steps):
             for i in range(steps // self.chunk):
                 if self.look is not None:
-                    self._maybe_sleep(day, last=False)
+                    # Before a day's first batch all that is held is of the days before it.
+                    self._maybe_sleep(day, slept=max(day - 1, 0) if i == 0 else day)
                 if self._nights and own is None:
                     if i == 0:
                         self._remember(self.cues[day], day, f"day {day + 1} cues")
@@ -112,7 +118,7 @@ class Life:
                     self._exam(day, "dusk")
                 self._sleep_where_due(day, step)
             if self.look is not None and day + 1 == self.days:
-                self._maybe_sleep(day, last=True)
+                self._maybe_sleep(day, slept=day, last=True)
             if self._nights:
                 self._exam(day, "dawn")
         if self.probe is not None:
@@ -130,8 +136,8 @@ class Life:
         self._moments.append(Moment(label, record, run, **more))
 
     def _cues_before(self) -> None:
-        if self.sleep.cues == "self":
-            write = self._together(self.learner.write_cues)
+        if self._own_cues is not None:
+            write = self._together(self._own_cues)
             number, shared = len(self._moments), {"today": np.int32(BEFORE)}
             record = {"event": "own_cues", "day": BEFORE}
             self._add("first cues", record, lambda s: write(s, {}, shared, number), cost=0)
@@ -198,8 +204,12 @@ class Life:
     def _sending(self, number: int) -> Callable:
         return lambda state: self._send(state, {}, {}, number)
 
-    def _maybe_sleep(self, day: int, last: bool) -> None:
-        """A look at the next batch, and a night for those whom it sends to sleep."""
+    def _maybe_sleep(self, day: int, slept: int, last: bool = False) -> None:
+        """A look at the next batch of ``day``, and a night for those whom it sends to sleep.
+
+        Args:
+          slept: the day that the night is of. last: nothing follows.
+        """
         number, shared, watch = len(self._moments), {"last": np.bool_(last)}, self._watch
 
         def run(state: State):
@@ -208,8 +218,8 @@ class Life:
         record = {"event": "look", "day": day, "last": last}
         self._add(f"day {day + 1}/{self.days} looking", record, run, cost=0, show="surprise")
         for night in self._nights:
-            label = f"night of day {day + 1}/{self.days}"
-            self._moments += night.moments(label, day, len(self._moments))
+            label = f"night of day {slept + 1}/{self.days}"
+            self._moments += night.moments(label, slept, len(self._moments))
 
     def _exam(self, day: int, when: str) -> None:
         paper = self.paper(day)

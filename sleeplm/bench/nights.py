@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from sleeplm.core.types import Array, Metrics, PyTree, State
 from sleeplm.memory.slots import is_full, require_room
-from sleeplm.methods.config import SleepConfig
+from sleeplm.methods.config import SleepConfig, merging
 from sleeplm.methods.learner import Rest
 from sleeplm.methods.schedule import masked
 from sleeplm.methods.sleep import Step
@@ -147,9 +147,10 @@ class Nights:
 
     def _merging(self, add: Callable, name: str) -> None:
         # Whether anybody merges is known after the first of these moments only.
-        updates, total = self.config.inner * self.config.epochs, self.config.updates
+        config = merging(self.config)
+        updates, total = config.inner * config.epochs, config.updates
         add(f"{name} merging begins", "", "asleep", self.merge_begin, 0)
-        for i in range(1, self.config.blocks + 1):
+        for i in range(1, config.blocks + 1):
             label = f"{name} merging {i * updates}/{total}"
             add(label, "merge", "merging", self.merge_seed, 1, block=i)
         add(f"{name} merging ends", "merge_end", "merging", self.merge_end, 0)

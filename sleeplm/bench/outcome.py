@@ -118,11 +118,13 @@ def _learner(
     probe = next((r for r in records if r["event"] == "probe"), None)
     # A night that was rolled back opened no slot: later slots then count fewer nights than days.
     if probe is not None and not last["rolled_back"][e]:
+        born = probe["born"][e]
         result["routing"] = {
             "traffic": probe["traffic"][e],
-            "born": probe["born"][e],
+            "born": born,
             "learned": [float(x) for x in recall[-1]],
-            "oracle": probe["oracle"][e],
+            # Asked with no expert at all, a day whose own became part of another says nothing.
+            "oracle": [x if day in born else None for day, x in enumerate(probe["oracle"][e])],
         }
     return result
 

@@ -163,6 +163,6 @@ def _plain(
         scope(awake.step, "wake"),
         rests(lambda step: scope(step, "night")),
         remember_cues,
-        remember_cues,
-        view,
+        write_cues=None,
+        view=view,
     )

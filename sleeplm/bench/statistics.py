@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sleeplm.bench.results import SeedRun
+from sleeplm.bench.results import Routing, SeedRun
 from sleeplm.methods.dreams.config import SCORES
 
 BOOTSTRAP_SAMPLES = 2000
@@ -186,15 +186,25 @@ def traffic_by_birth(run: SeedRun) -> np.ndarray | None:
     """Gate weight given on day ``j``'s questions to the expert of every night; [days, nights].
 
     Slots of pools are sorted by the night that opened them, so that seeds can be averaged; slots
-    that no night opened are left out.
+    that no night opened are left out. None where no night has an expert of its own.
     """
-    if run.routing is None:
+    if run.routing is None or not has_own_expert(run.routing).any():
         return None
     traffic = np.zeros_like(run.matrix)
     for slot, night in enumerate(run.routing.born):
         if night >= 0:
             traffic[:, night] += run.routing.traffic[:, slot]
     return traffic
+
+
+def has_own_expert(routing: Routing) -> np.ndarray:
+    """Whether the night of each day opened an expert that is still there; bool [days].
+
+    Several slots that are all of one day were open from the start of life: no day's own.
+    """
+    opened = routing.born[routing.born >= 0]
+    from_birth = len(opened) > 1 and len(np.unique(opened)) == 1
+    return np.isin(np.arange(len(routing.traffic)), [] if from_birth else opened)
 
 
 def total(amounts: Mapping[str, float]) -> float:
@@ -235,11 +245,22 @@ def _overnight(run: SeedRun) -> np.ndarray | None:
 
 
 def _routed(run: SeedRun, which: str) -> np.ndarray | None:
-    """Recall of the days that have an expert of their own (a night may have been rolled back)."""
-    if run.routing is None:
+    """Recall of the days that have an expert of their own; None without any."""
+    values = _routed_by_day(run, which)
+    return None if values is None else values[np.isfinite(values)]
+
+
+def _routed_by_day(run: SeedRun, which: str) -> np.ndarray | None:
+    """Recall of every day, [days]; NaN for a day without an expert of its own.
+
+    A night may have been rolled back, or merged into another. With all experts closed a day's
+    oracle is some number too, which is none of routing.
+    """
+    routing = run.routing
+    if routing is None:
         return None
-    both = np.isfinite(run.routing.learned) & np.isfinite(run.routing.oracle)
-    return getattr(run.routing, which)[both]
+    own = has_own_expert(routing) & np.isfinite(routing.learned) & np.isfinite(routing.oracle)
+    return np.where(own, getattr(routing, which), np.nan) if own.any() else None
 
 
 def _own_share(run: SeedRun) -> np.ndarray | None:
@@ -248,7 +269,7 @@ def _own_share(run: SeedRun) -> np.ndarray | None:
     if traffic is None or run.routing is None:
         return None
     every = run.routing.traffic.sum(axis=1)
-    days = (every > 0) & np.isin(np.arange(len(traffic)), run.routing.born)
+    days = (every > 0) & has_own_expert(run.routing)
     return np.diagonal(traffic)[days] / every[days]
 
 
@@ -330,6 +351,6 @@ CURVES: dict[str, Callable[[SeedRun], np.ndarray | None]] = {
     "kl": lambda run: run.kl,
     "general": lambda run: run.general,
     "cluster": lambda run: run.cluster,
-    "routing_learned": lambda run: None if run.routing is None else run.routing.learned,
-    "routing_oracle": lambda run: None if run.routing is None else run.routing.oracle,
+    "routing_learned": lambda run: _routed_by_day(run, "learned"),
+    "routing_oracle": lambda run: _routed_by_day(run, "oracle"),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sleeplm.bench import flops, lives
-from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, build_arm
+from sleeplm.bench.arms import ARMS, DREAMING, WITHOUT_LEVELS_NIGHTS, Arm, add_arm, build_arm
 from sleeplm.bench.baselines import BaselineConfig
 from sleeplm.bench.costs import replay_step
 from sleeplm.bench.life import Life
@@ -22,13 +22,18 @@ from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.report import summarize
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
+from sleeplm.core.losses import reverse_kl
 from sleeplm.memory.anchors import BASE, parts_of
 from sleeplm.memory.levels import get_level
 from sleeplm.methods.adapters import ADAPTERS
-from sleeplm.methods.config import TeacherConfig
+from sleeplm.methods.config import TeacherConfig, merging
 from sleeplm.methods.ewc import EWC
 from sleeplm.methods.gaussians import GAUSSIANS
+from sleeplm.methods.learner import learner
+from sleeplm.methods.objectives import seeding
 from sleeplm.methods.schedule import ScheduleConfig
+from sleeplm.models.transformer import Model
+from sleeplm.runtime.config import check
 
 #: Arms of nights and days; those that dream live in test_dream_life.py, and their control is
 #: ``sleep`` with another number of updates. Two more are ``sleep_full`` with one other weight, and
@@ -163,6 +168,25 @@ def test_nights_without_updates_cannot_merge_experts(brief):
             build_arm(name, config, classes=0)
 
 
+@pytest.mark.parametrize("own", [0, 2])
+@pytest.mark.parametrize("name", ["static_replay", "sleep_longer", "dream_no_reward"])
+def test_nights_that_are_longer_for_equal_operations_merge_as_sleep_does(brief, name, own):
+    sleep = {"pool": "merge_oldest", "merge_updates": own}
+    schedule = ScheduleConfig(when="day_end")
+    config = brief.config(sleep=sleep, schedule=schedule, equal_flops=True)
+    arm = build_arm(name, config, classes=0)
+    assert arm.sleep.updates > config.sleep.updates == 4
+    assert merging(arm.sleep).updates == merging(config.sleep).updates == (own or 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sleep", "equal_capacity_moe", "fixed_capacity_on_policy"])
+def test_where_questions_go_is_asked_of_arms_whose_nights_open_experts_of_their_own(brief, name):
+    bench = brief.bench(brief.config(probes=True))
+    life = life_of(bench, brief.arm(bench, name))
+    assert (life.probe is not None) == (name == "sleep")
+
+
 # --- arms that sleep -----------------------------------------------------------------------------
 
 
@@ -233,6 +257,28 @@ def test_cues_of_ones_own_replace_the_subjects_of_the_texts(lived):
     assert not own.of("cues") and len(own.of("own_cues")) == 3
     assert not given.of("own_cues") and len(given.of("cues")) == 3
     assert (np.asarray(own.state.cues.length) <= own.arm.sleep.own_cue_tokens).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ewc", "inca"])
+def test_who_writes_no_texts_is_offered_the_usual_cues_where_others_write_their_own(
+    brief, tmp_path, name
+):
+    config = brief.config(sleep={"cues": "self"})
+    if name == "inca":
+        model = dataclasses.replace(config.model, vocab_size=1024)
+        config = dataclasses.replace(config, world=labels_in(tmp_path), model=model)
+    bench = brief.bench(config)
+    arm = brief.arm(bench, name)
+    offers = [m for m in life_of(bench, arm).agenda() if "cues" in m.record.get("event", "")]
+    assert [(m.record["event"], m.record["day"]) for m in offers] == [
+        ("cues", day) for day in (-1, 0, 1)
+    ]
+    state, kept = lives.newborns(bench, arm), []
+    for moment in offers:
+        state, metrics = moment.run(state)
+        kept.append(int(metrics["cues"][0][0]))
+    assert 0 < kept[0] <= kept[-1] == int((state.cues.day >= -1).sum())
 
 
 # --- arms that do not ----------------------------------------------------------------------------
@@ -325,3 +371,49 @@ def test_inca_knows_the_classes_of_the_days_so_far(lived):
     first, _ = life.of("exam", when="dawn")
     assert first["recall"][0][1] == 0  # no bird was ever seen
     assert not np.any([line["logp"] for line in life.of("exam")])  # answers are not written
+
+
+# --- an arm of one's own -------------------------------------------------------------------------
+
+
+def reversed_night(run):
+    """The night of ``sleep`` with a divergence of one's own."""
+    model = Model(run.model)
+    own = seeding(model, reverse_kl, alpha=run.sleep.alpha)
+    made = learner(model, run.sleep, method=lambda sender, receiver: {"objective": own})
+    return Arm(model, run.sleep, made)
+
+
+@pytest.fixture
+def own_arm(monkeypatch):
+    monkeypatch.setitem(ARMS, "reversed", None)  # gone again behind the test
+    add_arm("reversed", reversed_night)
+    return "reversed"
+
+
+@pytest.mark.slow
+def test_an_arm_of_ones_own_lives_and_is_reported_beside_the_others(
+    lived, brief, own_arm, tmp_path
+):
+    config = dataclasses.replace(lived("sleep").bench.config, arms=["sleep", own_arm])
+    check(config)
+    mine, usual = brief.live(brief.bench(config), own_arm, tmp_path / "run"), lived("sleep")
+    assert mine.state.counters["nights"].tolist() == [2]
+    results = outcomes(mine.bench, mine.run, {own_arm: mine.arm})
+    (told,) = results["arms"][own_arm]
+    (theirs,) = outcomes(usual.bench, usual.run, {"sleep": usual.arm})["arms"]["sleep"]
+    assert told["flops"] == theirs["flops"] and told["tokens"] == theirs["tokens"]
+    assert "mean_recall_last" in summarize(results)["arms"][own_arm]["figures"]
+    assert tree.differing(mine.state.params, usual.state.params)
+
+
+def test_an_arm_of_ones_own_cannot_stand_for_one_of_the_bench():
+    for name in ("sleep", "two words", ""):
+        with pytest.raises(ConfigError, match=r"arms = .*a name of its own"):
+            add_arm(name, reversed_night)
+    assert "two words" not in ARMS
+
+
+def test_an_arm_of_ones_own_that_never_sleeps_follows_no_schedule(lived, own_arm):
+    add_arm(own_arm, ARMS["wake_only"])
+    assert not build_arm(own_arm, lived("sleep").bench.config, 0).follows_schedule

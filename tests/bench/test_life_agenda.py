@@ -161,6 +161,17 @@ def test_a_life_without_nights_has_no_cues_no_nights_and_one_exam_a_day(tiny, tm
     assert [line["event"] for line in lines] == ["wake", "wake", "exam"] * 2
 
 
+def test_a_merging_is_as_long_as_merges_are_however_long_the_night(tiny):
+    long = {"updates": 12, "merge_updates": 4, "inner": 2, "epochs": 2}
+    config = brief(tiny, pool="merge_oldest", **long)
+    life, _ = life_of(tiny, tiny.model(tiny.two_levels(slots=2)), config, days=1)
+    agenda = life.agenda()
+    kinds = [m.record.get("event") for m in agenda]
+    assert (kinds.count("merge"), kinds.count("seed")) == (1, 3)
+    (merge,) = (m.label for m in agenda if m.record.get("event") == "merge")
+    assert merge.endswith("merging 4/4")
+
+
 def open_experts(state, level="slow") -> int:
     return int(state.slots[level].active.sum())
 

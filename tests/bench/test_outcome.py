@@ -10,7 +10,7 @@ import pytest
 
 from sleeplm.bench import flops
 from sleeplm.bench.baselines import BaselineConfig
-from sleeplm.bench.costs import moved_parameters
+from sleeplm.bench.costs import flops_of, moved_parameters, tokens_of
 from sleeplm.bench.outcome import outcomes
 from sleeplm.bench.report import summarize
 from sleeplm.methods.config import TeacherConfig
@@ -200,6 +200,64 @@ def test_tokens_are_the_positions_that_were_processed(results, found):
     assert [t["replayed"] for t in tokens] == [2 * BLOCKS * told * EPOCHS, BLOCKS * told * EPOCHS]
 
 
+def living(brief, bench, name, records, **night):
+    """Tokens and FLOPs of the first learner of an arm with other settings of the night."""
+    config = dataclasses.replace(
+        bench.config, sleep=dataclasses.replace(bench.config.sleep, **night)
+    )
+    other = dataclasses.replace(bench, config=config)
+    arm = brief.arm(other, name)
+    costs = (count(other, arm, records, 0) for count in (tokens_of, flops_of))
+    return arm.sleep, *costs
+
+
+def events(**counts: int) -> list[dict]:
+    return [{"event": kind, "x": [1.0]} for kind, times in counts.items() for _ in range(times)]
+
+
+def test_of_sequences_that_share_a_row_the_row_is_counted(brief, bench):
+    packed = {"alpha": 1.0, "pack": LENGTH + 4, "rows": 5}
+    sequences = (2 + 2 * 2) * 5  # by teacher and student, the second teacher's twice; see TEACHERS
+    _, tokens, _ = living(brief, bench, "sleep", events(seed=3), **packed)
+    assert tokens["sampled"] == 3 * MINIBATCHES * sequences * LENGTH
+    assert tokens["seeded"] == 3 * MINIBATCHES * EPOCHS * sequences // 2 * (LENGTH + 4)
+    _, tokens, _ = living(brief, bench, "static_replay", events(seed=3), **packed)
+    texts = (1 + 2) * 5  # of an odd number one has a row alone
+    assert tokens["replayed"] == 3 * MINIBATCHES * EPOCHS * (texts + 1) // 2 * (LENGTH + 4)
+
+
+def test_cues_of_ones_own_are_counted_as_they_are_written(brief, bench):
+    own = {"cues": "self", "own_cues": 10, "own_cue_tokens": 6}
+    for name in ("sleep", "static_replay"):
+        _, given, _ = living(brief, bench, name, events(seed=BLOCKS))
+        _, tokens, _ = living(brief, bench, name, events(own_cues=3, seed=BLOCKS), **own)
+        assert tokens["sampled"] - given.get("sampled", 0) == 3 * 10 * 6
+        assert sum(tokens.values()) - sum(given.values()) == 3 * 10 * 6
+
+
+def test_what_is_read_to_measure_what_to_protect_is_counted(brief, bench):
+    _, tokens, flops_ = living(brief, bench, "ewc", events(seed=3))
+    assert tokens["fisher"] == 3 * MINIBATCHES * ROWS * LENGTH
+    assert flops_["fisher"] > 0 and set(tokens) == {"read", "fisher"}
+
+
+@pytest.mark.parametrize("name", ["sleep", "static_replay"])
+def test_merges_cost_what_their_own_updates_do_whatever_the_nights_are(brief, bench, name):
+    step = MINIBATCHES * EPOCHS
+    night = {"pool": "merge_oldest", "updates": 2 * step, "merge_updates": 3 * step}
+    slept = events(seed=4)
+    _, without, usual = living(brief, bench, name, slept, **night)
+    sleep, tokens, more = living(brief, bench, name, slept + events(merge=6), **night)
+    assert more["merged"] == pytest.approx(2 * sum(flops.merge(bench.config.model, sleep).values()))
+    assert {kind: more[kind] for kind in usual} == usual and "merged" not in usual
+    told = 6 * MINIBATCHES * (2 + 2 * 2) * ROWS * LENGTH  # nobody is imitated in a merge
+    gained = {kind: tokens[kind] - without.get(kind, 0) for kind in tokens}
+    assert {kind: n for kind, n in gained.items() if n} == {
+        "sampled": told,
+        "seeded": told * EPOCHS,
+    }
+
+
 def test_flops_are_those_of_the_days_and_of_the_nights_that_were_slept(results, bench):
     model, sleep = bench.config.model, bench.config.sleep
     first, second = (learner["flops"] for learner in results["arms"]["sleep"])
@@ -235,6 +293,15 @@ def test_every_learner_has_its_own_seed_log_cues_and_routing(results):
     awake, _ = results["arms"]["wake_only"]
     assert "cues" not in awake and "routing" not in awake
     assert awake["raw_text"] is False
+
+
+def test_a_day_without_an_expert_of_its_own_has_no_oracle(found):
+    *lines, probe = SLEEP
+    merged = {**probe, "born": [[0, -1, -1, -1], [1, -1, -1, -1]]}
+    first, _ = found(sleep=[*lines, merged])["arms"]["sleep"]
+    assert first["routing"]["oracle"] == [1.0, None]
+    report = summarize({"arms": {"sleep": [first]}})
+    assert report["arms"]["sleep"]["figures"]["routing_oracle"]["mean"] == 1.0
 
 
 def test_the_world_is_that_of_the_run(results, bench):

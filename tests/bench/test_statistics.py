@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sleeplm.bench.results import Routing, SeedRun
 from sleeplm.bench.statistics import (
+    CURVES,
     FIGURES_BY_NAME,
     bootstrap,
     compare,
@@ -132,6 +133,29 @@ def test_days_without_an_expert_of_their_own_do_not_count_in_routing():
     assert value("routing_own_share", run) == pytest.approx((0.6 / 0.8 + 0.4 / 0.8) / 2)
     assert value("routing_learned", run) == pytest.approx((0.6 + 1.0) / 2)
     assert value("routing_oracle", run) == pytest.approx((1.0 + 0.9) / 2)
+
+
+def test_a_day_whose_expert_was_merged_into_another_does_not_count_in_routing():
+    merged = make_routing(born=[-1, -1, 0, 2])  # its oracle is a number: no expert at all was open
+    run = make_run(routing=merged)
+    assert value("routing_learned", run) == pytest.approx((0.6 + 1.0) / 2)
+    named = [CURVES[f"routing_{which}"](run) for which in ("learned", "oracle")]
+    np.testing.assert_array_equal(named, [[0.6, np.nan, 1.0], [1.0, np.nan, 1.0]])
+
+
+@pytest.mark.parametrize("born", [[0, 0, 0, 0], [-1, -1, -1, -1]])
+def test_a_pool_that_no_night_opened_has_no_expert_of_a_day(born):
+    run = make_run(routing=make_routing(born=born))
+    for name in ("routing_learned", "routing_oracle", "routing_own_share"):
+        assert measure(FIGURES_BY_NAME[name], [run]) is None
+    assert CURVES["routing_oracle"](run) is None
+    assert traffic_by_birth(run) is None  # nor has the picture a panel of it
+
+
+def test_days_may_have_two_experts_of_their_own():
+    run = make_run(routing=make_routing(born=[1, 1, 0, 0]))  # a night's, and its dreams'
+    assert value("routing_learned", run) == pytest.approx((0.6 + 0.8) / 2)
+    assert value("routing_own_share", run) == pytest.approx((0.7 / 0.8 + 0.5 / 1.0) / 2)
 
 
 def test_a_total_is_the_entry_of_that_name_or_the_sum():

@@ -53,10 +53,22 @@ def parts(tiny, **schedule):
     return tiny.model(levels), sleep, when
 
 
+def saying_the_day(seed):
+    """A step of the night that also reports the day that it is handed."""
+
+    def step(state, batch, key):
+        state, metrics = seed(state, batch, key)
+        return state, {**metrics, "handed": (batch["day"] * 1.0, jnp.ones(()))}
+
+    return step
+
+
 def life_of(tiny, **schedule):
     """A life of days of unequal length, and how it begins."""
     model, sleep, when = parts(tiny, **schedule)
     functions, watch = learner(model, sleep, chunk=8), look(model, when, "fast", chunk=8)
+    rests = tuple(rest._replace(seed=saying_the_day(rest.seed)) for rest in functions.rests)
+    functions = functions._replace(rests=rests)
 
     def born(key):
         state = functions.init(tiny.params(model), key)
@@ -152,6 +164,23 @@ def test_by_surprise_nights_fall_where_the_topic_changes_and_at_the_end(whole):
     changes = [surprises[end] for end in ENDS[:-1]]
     inside = [x for step, x in enumerate(surprises) if step not in ENDS]
     assert min(changes) > 1.5 > max(inside)
+
+
+def told_of(place) -> list[tuple[int, int]]:
+    """The day of each night's record, and the one whose texts its steps were handed as today's."""
+    ends = [line["day"] for line in place.lines("seed_end")]
+    handed = [int(line["handed"][0]) for line in place.lines("seed")]
+    return list(zip(ends, handed[:: len(handed) // len(ends)], strict=True))
+
+
+def test_a_night_before_a_days_first_batch_is_of_the_day_before(whole, hasty):
+    place, _ = whole  # which sleeps when the first batch of another topic is looked at
+    assert told_of(place) == [(day, day) for day in range(len(STEPS))]
+    labels = [m.label for m in place.agenda if m.record.get("event") == "seed_end"]
+    assert labels[ENDS[0]] == "night of day 1/4 fast->slow ends"
+    assert labels[ENDS[0] + 1] == "night of day 2/4 fast->slow ends"
+    place, _ = hasty  # twice within the first day, then at the end of life
+    assert told_of(place) == [(0, 0), (0, 0), (3, 3)]
 
 
 def filed(state, night: int) -> set[tuple[int, ...]]:

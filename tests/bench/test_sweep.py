@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from sleeplm.bench.arms import ARMS, build_arm
+from sleeplm.bench.arms import _PLAIN, ARMS, build_arm
 from sleeplm.bench.combine import combine
 from sleeplm.bench.handover import read_learner
 from sleeplm.bench.lives import learners_of
@@ -112,6 +112,7 @@ def test_every_arm_can_read_its_numbers_from_the_state(brief, name):
     params = jax.eval_shape(arm.model.init, jax.random.key(0))
     state = jax.eval_shape(arm.learner.init, params, jax.random.key(0))
     assert set(state.private[SETTINGS]) == set(numbers)
+    assert (arm.learner.write_cues is None) == (name in _PLAIN)  # who writes nothing still does not
     text = {n: np.ones((4, 96), np.int32) for n in ("tokens", "segments")}
     after = jax.eval_shape(arm.learner.wake, state, text, jax.random.key(0))[0]
     assert after == state
