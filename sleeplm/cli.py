@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import pathlib
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.resume and not options.workdir:
         raise ConfigError("resume", "", "say which run: --workdir DIR")
     name = pathlib.Path(options.config.partition(":")[0]).stem
-    workdir = options.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    workdir = options.workdir or f"runs/{name}-{_now()}"
     directory = pathlib.Path(workdir).expanduser()
     stop = StopRequest()
     with stop.listening():
@@ -177,6 +177,11 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _now() -> str:
+    """Date and time, to the microsecond: runs are often started side by side."""
+    return datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+
+
 def _again(options: argparse.Namespace, overrides: list[str], directory: pathlib.Path) -> str:
     """The command that goes on with a run that was stopped."""
     words = ["sleeplm", "run", options.config, *(["--quick"] if options.quick else []), *overrides]
@@ -193,7 +198,7 @@ def _report(options: argparse.Namespace) -> int:
     from sleeplm.bench.report import report_runs
     from sleeplm.bench.retention import RetentionConfig
 
-    several = f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"
+    several = f"runs/report-{_now()}"
     out = options.out or (options.runs[0] if len(options.runs) == 1 else several)
     directory = _folder(out)
     runs = [pathlib.Path(run).expanduser() for run in options.runs]

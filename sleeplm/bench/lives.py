@@ -133,13 +133,17 @@ def learners_of(config: Any) -> list[Any]:
     return [with_setting(one, settings) for settings in settings_of(config) for one in seeds]
 
 
-def live(bench: Bench, run: Run, name: str, arm: Arm) -> None:
-    """Lets the learners of one arm live, or what is left of their lives in the run."""
+def live(bench: Bench, run: Run, name: str, arm: Arm, place: str = "") -> None:
+    """Lets the learners of one arm live, or what is left of their lives in the run.
+
+    Args:
+      place: which of the run's arms it is, for people.
+    """
     if bench.mesh is not None:
         for line in whole_lines(jax.eval_shape(lambda: newborns(bench, arm)), bench.mesh):
             run.say(f"{name}: {line}")
     life = life_of(bench, arm)
-    run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams))
+    run.stage(Stage(name, lambda: newborns(bench, arm), life.agenda(), life.streams, place))
     if arm.dream is not None and run.leads:
         lines = read_metrics(run.directory / METRICS)
         for line in undone_lines([line for line in lines if line["stage"] == name]):
@@ -201,7 +205,7 @@ def life_of(bench: Bench, arm: Arm) -> Life:
         schedule=config.schedule,
         shares=_shares(bench, arm),
         look=watch and scope(watch.step, "schedule"),
-        probe=_probe(arm) if config.probes and _night_a_day(bench, arm) else None,
+        probe=_probe(arm) if config.probes and _expert_a_day(bench, arm) else None,
         dreams=_dreams(bench, arm),
         mesh=bench.mesh,
     )
@@ -285,10 +289,11 @@ def _examine(arm: Arm, said: bool) -> Any:
     return examine
 
 
-def _night_a_day(bench: Bench, arm: Arm) -> bool:
-    """Whether every day has a night of its own: else no expert is the expert of a day."""
+def _expert_a_day(bench: Bench, arm: Arm) -> bool:
+    """Whether every day has a night of its own that opens an expert: else none is a day's own."""
     schedule, steps = bench.config.schedule, bench.steps
-    if not arm.follows_schedule or schedule.when in ("surprise", "fill"):
+    by_look = schedule.when in ("surprise", "fill")
+    if not arm.follows_schedule or by_look or arm.sleep.into != "expert":
         return False
     every = arm.learner.rests[0].every
     nights = nights_of(schedule, steps, bench.config.day.chunk, every, every)

@@ -32,6 +32,8 @@ from sleeplm.runtime.rules import placed_shapes, shardings
 from sleeplm.runtime.run import Run, Stage
 
 STAGE = "pretrain"
+#: The stage of a run that found its backbones in the cache: it has no moments, and keeps them.
+FOUND = "backbone"
 
 
 def check_backbone(config: Any) -> None:
@@ -62,7 +64,7 @@ def imported(run: Run, model: Model, name: str, learners: int, mesh: Mesh | None
     """
     run.say(f"reading the backbone {name}")
     found = find_backbone(name, max_len=model.config.max_len)
-    like = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), learners))
+    like = _shapes(model, learners)
     places = None if mesh is None else shardings(like, mesh, of_learners)
     return found.load(model.config, places, learners)
 
@@ -78,7 +80,8 @@ def pretrained(
 ) -> Params:
     """Parameters of the learners' backbones: from the cache, or trained now and put there.
 
-    If one is not in the cache, all are trained, together in one compiled program.
+    If one is not in the cache, all are trained, together in one compiled program. Either way the
+    run keeps them, and goes on with those whatever is in the cache by then.
 
     Args:
       learners: the configuration of each has ``pretrain``
@@ -90,29 +93,55 @@ def pretrained(
 
     Returns:
       The parameters with the E learners in front of every array.
+
+    Raises:
+      ConfigError: the run has lived on backbones of the cache, has not kept them (earlier versions
+        did not), and they are not there any more.
     """
     if learners[0].backbone:
         return imported(run, model, learners[0].backbone, len(learners), mesh)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    like = like if mesh is None else placed_shapes(like, mesh)
+    if run.has(FOUND):
+        like = _shapes(model, len(learners))
+        return _keep(run, like if mesh is None else placed_shapes(like, mesh, of_learners))
     stores = [
         pathlib.Path(one.cache).expanduser() / cache_key(model, one, material)
         for one, material in zip(learners, materials, strict=True)
     ]
-    # A run that has begun to train goes on with that, whatever is in the cache by now.
-    begun = run.has(STAGE)
-    cached = [None if begun else _read(store, like, run) for store in stores]
-    if all(params is not None for params in cached):
-        run.say("pretrained backbones found in the cache")
-        return put_params(_stack(cached), mesh)
+    if not run.has(STAGE):
+        found = _cached(run, model, stores, mesh)
+        if found is not None:
+            # A stage that begins makes the run forget those after it, of which there may be some.
+            return found if run.has() else _keep(run, found)
+        remedy = "does not have the backbones that the run was begun with, by the same jax: name "
+        remedy += "the cache that has them (trained anew, its arms would begin anew too)"
+        checks.require(not run.has(), "cache", learners[0].cache, remedy)
     trained = _train(run, model, learners, materials, mesh, extract)
     for e, store in enumerate(stores):
         _write(store, jax.tree.map(lambda x, e=e: x[e], trained), run)
     return trained
 
 
-def _stack(parts: Sequence[Params | None]) -> Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+def _shapes(model: Model, learners: int) -> Params:
+    """Shapes of the backbones of E learners."""
+    return jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), learners))
+
+
+def _keep(run: Run, params: Params) -> Params:
+    """Keeps backbones in the run; or what it has kept, for which their shapes are enough."""
+    return run.stage(Stage(FOUND, lambda: params, [], None))
+
+
+def _cached(
+    run: Run, model: Model, stores: Sequence[pathlib.Path], mesh: Mesh | None
+) -> Params | None:
+    """The backbones of all learners, if the cache has every one of them."""
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = like if mesh is None else placed_shapes(like, mesh)
+    parts = [_read(store, like, run) for store in stores]
+    if any(params is None for params in parts):
+        return None
+    run.say("pretrained backbones found in the cache")
+    return put_params(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts), mesh)
 
 
 def _train(
@@ -168,8 +197,10 @@ def _read(store: pathlib.Path, like: Params, run: Run) -> Params | None:
         with Checkpoints(store, warn=run.say) as checkpoints:
             return checkpoints.restore(like).learner if checkpoints.steps() else None
     except CheckpointError as error:
-        run.say(f"the cached backbone cannot be used, it is trained again: {error}")
-        if run.leads:
+        begun = run.has()
+        then = "" if begun else ", it is trained again"
+        run.say(f"the cached backbone cannot be used{then}: {error}")
+        if run.leads and not begun:  # else nothing is trained, and it is all there is
             shutil.rmtree(store, ignore_errors=True)
         hosts.largest(0)  # nobody writes there before it is gone
         return None

@@ -347,8 +347,8 @@ def _job(config: RetentionConfig, run: Run) -> dict[str, Any]:
     start = asked_once(run, exam)
     tell(run, start)
     bench = Bench(config, learners, materials, paper, params, start, general, scores, mesh)
-    for name, arm in arms.items():
-        live(bench, run, name, arm)
+    for number, (name, arm) in enumerate(arms.items(), start=1):
+        live(bench, run, name, arm, f"arm {number}/{len(arms)}" if len(arms) > 1 else "")
 
     def written() -> dict[str, Any]:
         results = outcomes(bench, run, arms)

@@ -135,18 +135,21 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Live progress of one run, e.g. ``night 3/8 seeding 120/300 loss 0.41``, with time to go.
+    """Live progress of one stage of a run, e.g. ``night 3/8 seeding 120/300 loss 0.41``.
+
+    With it comes the time that the stage still takes; other stages may follow.
 
     On a terminal one line is redrawn in place; elsewhere plain lines come at most every
     ``interval`` seconds. Only process 0 shows anything.
 
     Args:
-      total: how many units of work the whole run has.
+      total: how many units of work the stage has.
       done: how many are behind already, for a resumed run.
       quiet: show nothing.
       stream: where to write; standard error if None.
       interval: seconds between plain lines.
       clock: seconds, for tests.
+      place: which of the run's parts the stage is, e.g. ``arm 2/19``: shown before descriptions.
     """
 
     def __init__(
@@ -157,7 +160,9 @@ class Progress:
         stream: TextIO | None = None,
         interval: float = 5.0,
         clock: Any = time.monotonic,
+        place: str = "",
     ):
+        self._place = [place] if place else []
         self._total, self._done, self._first = total, done, done
         self._clock, self._interval = clock, interval
         self._start, self._last = clock(), -math.inf
@@ -192,7 +197,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, description: str, advance: int = 0, **values: float | None) -> None:
-        """Shows where the run is.
+        """Shows where the stage is.
 
         Args:
           description: e.g. ``"night 3/8 seeding 120/300"``.
@@ -204,7 +209,7 @@ class Progress:
         if self._quiet:
             return
         shown = [f"{name} {float(v):.3g}" for name, v in values.items() if v is not None]
-        text = " ".join([description, *shown])
+        text = " ".join([*self._place, description, *shown])
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=text)
         elif self._clock() - self._last >= self._interval:

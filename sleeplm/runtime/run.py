@@ -36,6 +36,7 @@ from sleeplm.runtime.workdir import (
     METRICS,
     TIMINGS,
     check_workdir,
+    digest_in,
     inputs_of,
     lasting,
 )
@@ -48,13 +49,16 @@ class Stage:
     Attributes:
       name: names its checkpoints and its lines in the metrics.
       newborn: makes the state that the stage starts from (also the shape that is restored).
-      agenda: its moments. stream: object with ``checkpointable`` and ``restore``.
+      agenda: its moments; none for a state that is only kept. stream: object with
+        ``checkpointable`` and ``restore``.
+      place: which of the run's parts it is, e.g. ``arm 2/19``: shown in front of its name.
     """
 
     name: str
     newborn: Callable[[], PyTree]
     agenda: list[Moment]
     stream: Any
+    place: str = ""
 
 
 class Run:
@@ -94,7 +98,7 @@ class Run:
         self.config = configs.to_dict(config)
         self.digest = configs.digest_of(lasting(self.config))
         self.keep, self.save_seconds = config.keep, config.save_seconds
-        self._quiet, self._stop = quiet, stop or StopRequest()
+        self._quiet, self._stop, self._resume = quiet, stop or StopRequest(), resume
         self._reached = (0, 0)  # bytes of both logs at the end of the last finished stage
         self._visited: set[str] = set()
         self._claimed, self.leads = False, hosts.leads()
@@ -130,40 +134,56 @@ class Run:
         """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.
 
         Raises:
-          ConfigError: the directory cannot be made or written.
+          ConfigError: the directory cannot be made or written, or another run has begun in it since
+            this one looked.
         """
         if self._claimed:
             return
         saved = self.directory / CONFIG
         with hosts.fail_together():
-            if self.leads and not saved.exists():
-                self._write_config(saved)
+            if self.leads and not (self._resume and saved.exists()):
+                self._begin(saved)
         with hosts.fail_together():
             remedy = "is not what the first process has made: name a directory that all of them see"
             checks.require(saved.exists(), "workdir", str(self.directory), remedy)
+            self._require_mine(digest_in(saved) == self.digest)
         self._claimed = True
 
-    def _write_config(self, saved: pathlib.Path) -> None:
-        content = {"digest": self.digest, "config": self.config, "inputs": self._inputs}
-        text = json.dumps(content, indent=1)
-        partial = saved.with_suffix(".partial")
+    def _begin(self, saved: pathlib.Path) -> None:
+        """Saves the configuration, if no other run is faster."""
+        self._require_mine(self._resume or not saved.exists())
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n")
-            partial.replace(saved)
+            with (self.directory / LOCK).open("w") as file:
+                self._lock(file)
+                there = saved.exists()
+                if not there:
+                    self._write_config(saved)
         except OSError as error:
             remedy = f"cannot be written ({error.strerror or error}); name another"
             raise ConfigError("workdir", str(self.directory), remedy) from error
+        self._require_mine(self._resume or not there)
+
+    def _require_mine(self, mine: bool) -> None:
+        remedy = "another run has begun in it meanwhile; name another"
+        checks.require(mine, "workdir", str(self.directory), remedy)
+
+    def _write_config(self, saved: pathlib.Path) -> None:
+        content = {"digest": self.digest, "config": self.config, "inputs": self._inputs}
+        partial = saved.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(saved)
 
     def say(self, text: str) -> None:
         """A line for people, on standard error."""
         with Progress(1, quiet=self._quiet) as progress:
             progress.print(text)
 
-    def has(self, stage: str) -> bool:
-        """Whether the stage was begun in this directory."""
-        begun = any((self.directory / CHECKPOINTS / stage).glob("[0-9]*"))
-        return bool(hosts.largest(int(begun)))
+    def has(self, stage: str = "") -> bool:
+        """Whether something of the stage, or of any, was saved in this directory."""
+        # Names of half-written checkpoints begin with a number too.
+        found = (self.directory / CHECKPOINTS).glob(f"{stage or '*'}/[0-9]*")
+        return bool(hosts.largest(int(any(path.name.isdigit() for path in found))))
 
     def seconds(self, stage: str = "") -> dict[str, float]:
         """Seconds that the moments of a stage, or of all, took: of all processes so far."""
@@ -199,7 +219,7 @@ class Run:
             self._forget_later()
             total = sum(moment.cost for moment in stage.agenda)
             done = sum(moment.cost for moment in stage.agenda[:start])
-            bar = Progress(total, done, quiet=self._quiet)
+            bar = Progress(total, done, quiet=self._quiet, place=stage.place)
             with self._logs() as (log, timings), bar as progress:
                 chronicle = Chronicle(
                     log, timings, progress, self.digest, self.save_seconds, self._stop

@@ -68,10 +68,22 @@ def check_workdir(
             )
         _check_same(saved, config, digest)
         return
-    if foreign := [name for name in WRITTEN if os.path.lexists(directory / name)]:
+    if foreign := [name for name in WRITTEN if _is_theirs(directory / name)]:
         remedy = f"has no {CONFIG} of a run, which would replace its {', '.join(foreign)}"
         raise ConfigError("workdir", str(directory), f"{remedy}: name another")
     check_folder("workdir", directory)
+
+
+def _is_theirs(path: pathlib.Path) -> bool:
+    """Whether there is something that no run has left which was about to write its configuration:
+    such a run has a lock, in which there is nothing."""
+    lock = path.name == LOCK and path.is_file() and not path.stat().st_size
+    return os.path.lexists(path) and not lock
+
+
+def digest_in(saved: pathlib.Path) -> str:
+    """The digest of the configuration that a run has saved."""
+    return str(json.loads(saved.read_text())["digest"])
 
 
 def inputs_of(directory: pathlib.Path) -> dict[str, str]:

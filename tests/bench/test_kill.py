@@ -214,6 +214,7 @@ def test_signals_stop_a_run_in_one_line_that_says_how_to_go_on(tmp_path, whole, 
         ]
     said = place.finish(*command.split()[3:])
     assert "sleep: going on from" in said
+    assert "arm 1/2 sleep: " in said and "arm 2/2 wake_only: " in said
     lines = [line for line in whole.metrics().splitlines() if b'"pretrain", "event' not in line]
     assert place.metrics().splitlines() == lines  # the backbone was found in the cache
     assert place.results() == whole.results()

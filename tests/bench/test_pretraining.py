@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,12 +15,16 @@ from sleeplm.bench.lives import learners_of
 from sleeplm.bench.material import prepare
 from sleeplm.bench.pretraining import cache_key, pretrained
 from sleeplm.core import tree
+from sleeplm.core.errors import ConfigError
 from sleeplm.methods.pretrain import PretrainConfig
 from sleeplm.models.graft import backbone_config
 from sleeplm.models.transformer import Model
+from sleeplm.runtime import parallel
 from sleeplm.runtime.checkpoint import Checkpoints
+from sleeplm.runtime.learners import put_params
+from sleeplm.runtime.lifecycle import Moment
 from sleeplm.runtime.metrics import read_metrics
-from sleeplm.runtime.run import METRICS, Run
+from sleeplm.runtime.run import METRICS, Run, Stage
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +99,79 @@ def test_a_cache_that_has_all_is_used_and_nothing_is_trained(nursery, first):
     assert trained_steps(run) == [] and not run.has("pretrain")
 
 
+@contextlib.contextmanager
+def without_cache(nursery):
+    """As where the cache was removed, or is not seen; what is written there meanwhile is lost."""
+    hidden = nursery.folder / "hidden"
+    nursery.cache.rename(hidden)
+    try:
+        yield
+    finally:
+        shutil.rmtree(nursery.cache, ignore_errors=True)
+        hidden.rename(nursery.cache)
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    files = [path for path in run.directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run.directory)): path.read_bytes() for path in files}
+
+
+def live(run: Run) -> None:
+    """An arm's life, of one moment."""
+    moment = Moment("day", {"event": "day"}, lambda state: (state + 1, {}))
+    run.stage(Stage("sleep", lambda: jnp.int32(0), [moment], None))
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}])
+def test_a_run_that_found_them_goes_on_with_those_when_the_cache_is_gone(nursery, first, mesh):
+    """On another mesh too: what was found on one device is put where a run of its own has it."""
+    _, params = first
+    run = nursery.run(f"found_{len(mesh)}")
+    nursery.pretrained(run)
+    live(run)
+    before = contents(run)
+    with without_cache(nursery):
+        again, over = nursery.run(run.directory.name, resume=True), mesh and parallel.mesh(mesh)
+        found = pretrained(again, nursery.model, nursery.learners, nursery.materials, over or None)
+        assert not nursery.cache.exists()
+    assert tree.differing(jax.device_get(found), jax.device_get(params)) == []
+    if mesh:
+        pairs = zip(*map(jax.tree.leaves, (found, put_params(params, over))), strict=True)
+        for mine, placed in pairs:
+            assert mine.sharding.is_equivalent_to(placed.sharding, placed.ndim)
+    assert contents(again) == before and again.has("sleep")
+
+
+def test_a_run_that_kept_no_backbone_is_refused_without_its_cache(nursery, first):
+    """As runs were begun before they kept what they found: nothing of it is lost."""
+    _, params = first
+    run = nursery.run("before")
+    run.claim()
+    live(run)
+    before = contents(run)
+    again = nursery.run("before", resume=True)
+    assert tree.differing(nursery.pretrained(again), params) == []
+    assert contents(again) == before, "the cache has them: it goes on from there"
+    with without_cache(nursery), pytest.raises(ConfigError, match=r"cache = .*was begun with"):
+        nursery.pretrained(again)
+    assert contents(again) == before
+
+
+def test_a_cached_backbone_that_cannot_be_read_is_left_for_the_run_that_needs_it(nursery, first):
+    run = nursery.run("unreadable")
+    run.claim()
+    live(run)
+    file = next(path for path in nursery.store(1).rglob("*") if path.parent.name == "d")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    try:
+        with pytest.raises(ConfigError, match="cache = "):
+            nursery.pretrained(run)
+        assert file.exists()
+    finally:
+        file.write_bytes(whole)
+
+
 def test_one_that_is_missing_trains_all_again_to_the_same_parameters(nursery, first):
     _, params = first
     kept = {p: p.read_bytes() for p in nursery.store(0).rglob("*") if p.is_file()}
@@ -107,15 +186,10 @@ def test_one_that_is_missing_trains_all_again_to_the_same_parameters(nursery, fi
 
 def test_a_run_that_has_trained_goes_on_with_that_whatever_the_cache_holds(nursery, first):
     before, params = first
-    hidden = nursery.folder / "hidden"
-    nursery.cache.rename(hidden)
-    try:
+    with without_cache(nursery):
         again = nursery.run("first", resume=True)
         assert tree.differing(nursery.pretrained(again), params) == []
         assert trained_steps(again) == trained_steps(before) == [2, 4]
-    finally:
-        shutil.rmtree(nursery.cache)
-        hidden.rename(nursery.cache)
 
 
 def test_lives_that_differ_in_their_memory_only_share_a_backbone(nursery):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 import signal
 import socket
 import time
@@ -135,7 +136,7 @@ def test_a_copy_that_was_cut_off_leaves_the_copy_before(tmp_path, bucket):
     (there / checkpoints / "2" / "data").write_text("ha")  # and then it was killed
     Mirror(there, again).fetch()
     assert [path.name for path in (again / checkpoints).iterdir()] == ["1"]
-    (here / checkpoints / "1" / "data").unlink()
+    shutil.rmtree(here / checkpoints)
     (here / "metrics.jsonl").write_text("1\n2\n")
     (here / "config.partial").write_text("half")
     mirror.send()
@@ -143,6 +144,116 @@ def test_a_copy_that_was_cut_off_leaves_the_copy_before(tmp_path, bucket):
     assert not (there / checkpoints / "1" / "data").exists()
     assert (there / "metrics.jsonl").read_text() == "1\n2\n"
     assert not (there / "config.partial").exists()
+
+
+class Copied:
+    """A stage's checkpoints on this machine and in a store, and what ``fetch`` gets from there."""
+
+    def __init__(self, folder, bucket, monkeypatch):
+        self.folder, self.stage = folder, folder / "here" / "checkpoints" / "sleep"
+        self.there = epath.Path(bucket)
+        self.mirror, self.meanwhile = Mirror(self.there, folder / "here"), None
+        write = type(self.there).write_bytes
+
+        def slowly(path, data):
+            written = write(path, data)
+            if self.meanwhile is not None and "checkpoints" in str(path):
+                self.meanwhile, then = None, self.meanwhile
+                then()
+            return written
+
+        monkeypatch.setattr(type(self.there), "write_bytes", slowly)
+
+    def save(self, position, text=""):
+        """A checkpoint of two files, which say the same."""
+        for name in ("a", "b"):
+            path = self.stage / str(position) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text or f"of {position}")
+
+    def remove(self, position):
+        shutil.rmtree(self.stage / str(position))
+
+    def fetched(self):
+        """``{position: what its files say}``."""
+        again = self.folder / "again"
+        shutil.rmtree(again, ignore_errors=True)
+        Mirror(self.there, again).fetch()
+        found = sorted(again.glob("checkpoints/sleep/*"))
+        return {one.name: {f.name: f.read_text() for f in one.iterdir()} for one in found}
+
+
+@pytest.fixture
+def copied(tmp_path, bucket, monkeypatch):
+    return Copied(tmp_path, bucket, monkeypatch)
+
+
+def whole(*positions):
+    return {str(p): {"a": f"of {p}", "b": f"of {p}"} for p in positions}
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_leaves_the_one_before(copied):
+    copied.save(1)
+    copied.mirror.send()
+
+    def replace():  # after one file of the second: as a run does that keeps one
+        copied.save(3)
+        copied.remove(2)
+
+    copied.save(2)
+    copied.remove(1)
+    copied.meanwhile = replace
+    copied.mirror.send()
+    assert copied.meanwhile is None, "it was to be replaced"
+    assert copied.fetched() == whole(1)
+    copied.mirror.send()
+    assert copied.fetched() == whole(3)
+    assert [path.name for path in (copied.there / "checkpoints" / "sleep").iterdir()] == ["3"]
+
+
+def test_one_of_the_same_name_in_its_place_is_not_mixed_with_it(copied):
+    copied.save(1)
+    copied.mirror.send()
+    copied.save(2, "of another two")
+    copied.remove(1)
+    copied.meanwhile = lambda: copied.save(2)
+    copied.mirror.send()
+    assert copied.fetched() == whole(1)
+    copied.mirror.send()
+    assert copied.fetched() == whole(2)
+
+
+def test_what_is_left_of_a_checkpoint_that_is_being_removed_is_not_taken_for_it(copied):
+    copied.save(1)
+    copied.mirror.send()
+    (copied.stage / "1" / "a").unlink()
+    copied.mirror.send()
+    assert copied.fetched() == whole(1), "there is no other yet"
+    copied.save(2)
+    copied.mirror.send()
+    assert copied.fetched() == whole(2)
+
+
+def test_a_worker_that_fetched_a_checkpoint_keeps_it_until_it_has_sent_another(copied, tmp_path):
+    copied.save(1)
+    copied.mirror.send()
+    shutil.rmtree(tmp_path / "here")
+    copied.mirror = Mirror(copied.there, tmp_path / "here")
+    copied.mirror.fetch()
+    copied.save(2)
+    copied.remove(1)
+    copied.meanwhile = lambda: copied.remove(2)
+    copied.mirror.send()
+    assert copied.fetched() == whole(1)
+
+
+def test_a_stage_that_the_run_has_forgotten_is_forgotten_there(copied):
+    copied.save(1)
+    copied.mirror.send()
+    shutil.rmtree(copied.stage)
+    copied.mirror.send()
+    assert copied.fetched() == {}
+    assert not [*copied.there.glob("checkpoints/sleep/1/*")]
 
 
 QUICK = {

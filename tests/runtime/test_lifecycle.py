@@ -6,19 +6,24 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sleeplm import cli
 from sleeplm.core.errors import CheckpointError, ConfigError
 from sleeplm.runtime.checkpoint import Checkpoints
 from sleeplm.runtime.lifecycle import Chronicle, Moment, Stopped, StopRequest, live, require_same
 from sleeplm.runtime.metrics import MetricsLog, Progress, read_metrics
 from sleeplm.runtime.run import Run, Stage
 from sleeplm.runtime.workdir import WRITTEN
+
+EXPERIMENT = str(pathlib.Path(__file__).parents[2] / "experiments" / "retention.py")
 
 # --- the loop ------------------------------------------------------------------------------------
 
@@ -249,7 +254,98 @@ def test_the_configuration_of_a_run_is_kept_beside_it(tmp_path):
     saved = json.loads((tmp_path / "r" / "config.json").read_text())
     config = {"keep": 3, "save_seconds": 0.0}
     assert saved == {"digest": run.digest, "config": config, "inputs": {}}
-    assert [p.name for p in pathlib.Path(tmp_path / "r").iterdir()] == ["config.json"]
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["config.json", "lock"]
+
+
+@pytest.mark.parametrize(("resume", "keep"), [(False, 3), (False, 2), (True, 2)])
+def test_a_directory_in_which_another_run_has_begun_meanwhile_is_refused(tmp_path, resume, keep):
+    """Both look before either writes: ``keep`` stands for any setting by which runs differ."""
+    first, second = Settings(), dataclasses.replace(Settings(), keep=keep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sleeplm.runtime.run.lasting", lambda config: config)
+        late = Run(tmp_path / "r", second, quiet=True, resume=resume)
+        Run(tmp_path / "r", first, quiet=True, resume=resume).claim()
+    saved = (tmp_path / "r" / "config.json").read_text()
+    for _ in range(2):  # it has not become its own by being asked for
+        with pytest.raises(ConfigError, match=r"^workdir = .*another run has begun in it mean"):
+            late.stage(Stage("a", lambda: jnp.int32(0), Counting(1).agenda, None))
+    assert (tmp_path / "r" / "config.json").read_text() == saved
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_of_two_runs_that_begin_at_once_the_second_writes_nothing(tmp_path):
+    """It comes while the first has the lock, and again when the first has let it go."""
+    place, write, refused = tmp_path / "r", Run._write_config, []
+    first, second = (Run(place, Settings(), quiet=True) for _ in range(2))
+
+    def slowly(run, saved):
+        with pytest.raises(ConfigError, match="another process is at work in it") as error:
+            second.claim()
+        refused.append(error)
+        write(run, saved)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_write_config", slowly)
+        first.claim()
+    assert len(refused) == 1
+    there = pathlib.Path.exists
+    with pytest.MonkeyPatch.context() as patch:
+        looks = iter([False])  # as it was just before the first had written
+        patch.setattr(pathlib.Path, "exists", lambda path: next(looks, None) or there(path))
+        patch.setattr(Run, "_write_config", lambda *_: pytest.fail("it has written"))
+        with pytest.raises(ConfigError, match="another run has begun in it meanwhile"):
+            second.claim()
+
+
+def test_runs_that_are_started_in_one_second_get_directories_of_their_own(monkeypatch, capsys):
+    places = []
+
+    def begun(directory, *args, **kwargs):
+        places.append(str(directory))
+        raise ConfigError("run", "", "is not carried out here")
+
+    monkeypatch.setattr("sleeplm.runtime.run.Run", begun)
+    for _ in range(2):
+        assert cli.main(["run", EXPERIMENT]) == 2
+    assert "is not carried out here" in capsys.readouterr().err
+    assert places[0] != places[1]
+    assert all(re.fullmatch(r"runs/retention-\d{8}-\d{6}-\d{6}", place) for place in places)
+
+
+def test_what_a_run_leaves_that_was_killed_with_the_lock_does_not_stop_the_next(tmp_path):
+    (tmp_path / "lock").touch()
+    Run(tmp_path, Settings(), quiet=True).claim()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "lock").write_text("of another program")
+    with pytest.raises(ConfigError, match=r"which would replace its lock: name another"):
+        Run(other, Settings(), quiet=True)
+
+
+def test_a_stage_without_moments_keeps_its_state_and_needs_only_shapes_to_go_on(tmp_path):
+    def through(run, state):
+        return run.stage(Stage("kept", lambda: state, [], None))
+
+    run = Run(tmp_path / "r", Settings(), quiet=True)
+    assert not run.has() and not run.has("kept")
+    assert through(run, jnp.float32(7)) == 7
+    assert run.has() and run.has("kept") and not run.has("a")
+    again = Run(tmp_path / "r", Settings(), resume=True, quiet=True)
+    assert through(again, jax.ShapeDtypeStruct((), jnp.float32)) == 7
+
+
+def test_a_checkpoint_that_is_not_yet_whole_is_not_one_that_a_run_has(tmp_path):
+    run = Run(tmp_path / "r", Settings(), quiet=True)
+    (tmp_path / "r" / "checkpoints" / "a" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not run.has("a") and not run.has()
+
+
+@pytest.mark.parametrize(("place", "said"), [("arm 2/19", "arm 2/19 a: "), ("", "a: ")])
+def test_lines_say_which_part_of_the_run_a_stage_is(tmp_path, capsys, place, said):
+    run = Run(tmp_path / "r", Settings())
+    run.stage(Stage("a", lambda: jnp.int32(0), Counting(2).agenda, None, place))
+    assert f"[ 50%] {said}moment 0 loss 0" in capsys.readouterr().err
+    assert {line["stage"] for line in read_metrics(tmp_path / "r" / "metrics.jsonl")} == {"a"}
 
 
 def test_a_run_goes_on_only_with_what_its_settings_named_when_it_began(tmp_path):
@@ -281,7 +377,7 @@ def test_a_run_that_was_killed_before_its_configuration_was_whole_begins_anew(tm
         patch.setattr(pathlib.Path, "replace", killed)
         with pytest.raises(Killed):
             run.claim()
-    assert [path.name for path in place.iterdir()] == ["config.partial"]
+    assert sorted(path.name for path in place.iterdir()) == ["config.partial", "lock"]
     (place / "notes.txt").write_text("mine")  # what no run writes may be there
     again = Run(place, Settings(), quiet=True)
     again.stage(Stage("a", lambda: jnp.int32(0), Counting(1).agenda, None))
