@@ -169,8 +169,8 @@ def _render(options: argparse.Namespace) -> int:
     found = settings.check()
     hosts = settings.slices * found.hosts
     if hosts > 1:
-        chips = hosts * found.chips
-        told = f"{hosts} hosts a trial: the sizes of its mesh have to make {chips} devices"
+        devices = hosts * found.devices
+        told = f"{hosts} hosts a trial: the sizes of its mesh have to make {devices} devices"
         print(f"launch: {told}", file=sys.stderr)
     return 0
 

@@ -1,10 +1,10 @@
 """The JobSet backend: one Kubernetes manifest a trial, for TPU slices on GKE with Kueue.
 
 Exit statuses 42 (stopped, and saved; or another process of the trial is lost), 75 (a worker before
-it may still be alive), of several hosts 134 (jax has ended a process that has lost another, before
-that could do so itself), and disruptions
-(preemption, eviction, maintenance) fail the Job by its backoff limit, upon which the JobSet starts
-all of its pods again; any other status fails the trial for good, because it would fail again.
+it may still be alive), of several hosts 134 and 139 (jax has ended a process that has lost another,
+before that could do so itself), and disruptions (preemption, eviction, maintenance) fail the Job by
+its backoff limit, upon which the JobSet starts all of its pods again; any other status fails the
+trial for good, because it would fail again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from launch.lease import HELD
 from launch.stores import is_remote, write_whole
 from launch.tpus import TPUS, Slice, find_slice
 from launch.trials import Trial, read_trials
-from launch.worker import ABORTED, PROCESSES, RESTART
+from launch.worker import ABORTED, ABORTED_AS_FIRST, PROCESSES, RESTART
 from sleeplm.core.checks import positive_integer
 from sleeplm.core.errors import ConfigError
 
 FOLDER, MOUNT = "jobset", "/sweep"
 CONTAINER, JOB, PORT = "trial", "slice", 8476
+#: User and group of the worker in launch/Containerfile.
+USER = 1000
 #: Longest name that DNS allows, in characters.
 LONGEST = 63
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -150,6 +152,7 @@ def manifest(trial: Trial, settings: JobSets) -> dict[str, Any]:
 
 def _job(trial: Trial, settings: JobSets, found: Slice, labels: dict[str, str]) -> dict[str, Any]:
     """A slice: one pod a host, which succeed together or start again together."""
+    lost = [ABORTED, ABORTED_AS_FIRST] if found.hosts > 1 else []
     return {
         "completionMode": "Indexed",
         "completions": found.hosts,
@@ -166,7 +169,7 @@ def _job(trial: Trial, settings: JobSets, found: Slice, labels: dict[str, str]) 
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "NotIn",
-                        "values": [RESTART, HELD, *([ABORTED] if found.hosts > 1 else [])],
+                        "values": [RESTART, HELD, *lost],
                     },
                 },
             ]
@@ -204,7 +207,12 @@ def _pod(trial: Trial, settings: JobSets, found: Slice) -> dict[str, Any]:
     }
     if settings.service_account:
         pod["serviceAccountName"] = settings.service_account
+    if found.hosts > 1:
+        # Python is then not the first process of its container, and can be aborted as elsewhere.
+        pod["shareProcessNamespace"] = True
     if not remote:
+        # A new volume is root's. One that is the group's already is not gone through each time.
+        pod["securityContext"] = {"fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
         container["volumeMounts"] = [{"name": "sweep", "mountPath": MOUNT}]
         claim = {"claimName": settings.storage}
         pod["volumes"] = [{"name": "sweep", "persistentVolumeClaim": claim}]

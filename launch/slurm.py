@@ -27,6 +27,8 @@ from sleeplm.core.errors import ConfigError
 SCRIPT = "sweep.sbatch"
 #: What sbatch reads after ``#SBATCH --option=`` without quoting.
 _PLAIN = re.compile(r"[\w.,:/=@+*&|()\[\]-]+")
+#: Seconds before it is due at which Slurm may send a signal already.
+EARLY = 60
 _OPTIONS = {"partition": "", "account": "", "qos": "", "time": "", "gres": "", "mem": ""}
 
 TEMPLATE = """\
@@ -132,6 +134,16 @@ class Array:
             if "\0" in getattr(self, field) or "\n" in getattr(self, field):
                 raise ConfigError(field, getattr(self, field), "must be a path on one line")
         self._check_nodes()
+        self._check_time()
+
+    def _check_time(self) -> None:
+        limit, least = seconds_of(self.time), self.grace + EARLY
+        if limit is not None and limit <= least:
+            remedy = (
+                f"must be more than {least} s, the grace of {self.grace} and the {EARLY} by which "
+                "Slurm may be early: a trial would be stopped when it starts, again and again"
+            )
+            raise ConfigError("time", self.time, remedy)
 
     def _check_nodes(self) -> None:
         if self.nodes and self.processes % self.nodes:
@@ -144,6 +156,25 @@ class Array:
                 f"the {here} processes of a node have a GPU each: ask for {here}, or more nodes"
             )
             raise ConfigError("gres", self.gres, remedy)
+
+
+def seconds_of(time: str) -> int | None:
+    """Seconds of a time limit as sbatch has it; None for no limit, or for the cluster's own.
+
+    Raises:
+      ConfigError: sbatch would not read it.
+    """
+    if time.lower() in ("", "-1", "unlimited", "infinite"):
+        return None
+    days, dash, clock = time.rpartition("-")
+    numbers = [days if dash else "0", *clock.split(":")]
+    hours_first = bool(dash) or len(numbers) == 4
+    units = (86400, 3600, 60, 1) if hours_first else (86400, 60, 1)
+    if len(numbers) > len(units) or not all(number.isdecimal() for number in numbers):
+        remedy = "must be minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
+        raise ConfigError("time", time, f"{remedy}days-hours:minutes or days-hours:minutes:seconds")
+    seconds = sum(int(n) * unit for n, unit in zip(numbers, units, strict=False))
+    return seconds or None  # 0 is no limit
 
 
 def script(sweep: str, settings: Array) -> str:

@@ -26,18 +26,20 @@ class TPU:
       accelerator: its value of ``cloud.google.com/gke-tpu-accelerator``.
       alone: chips of slices that are one host.
       flat: whether topologies have two dimensions rather than three.
+      cores: of a chip, each of which is a device to jax.
     """
 
     accelerator: str
     alone: dict[str, int]
     flat: bool
+    cores: int = 1
 
 
 TPUS = {
     "v5e": TPU("tpu-v5-lite-podslice", {"1x1": 1, "2x2": 4, "2x4": 8}, flat=True),
     "v5p": TPU("tpu-v5p-slice", {"2x2x1": 4}, flat=False),
     "v6e": TPU("tpu-v6e-slice", {"1x1": 1, "2x2": 4, "2x4": 8}, flat=True),
-    "tpu7x": TPU("tpu7x", {"2x2x1": 4}, flat=False),
+    "tpu7x": TPU("tpu7x", {"2x2x1": 4}, flat=False, cores=2),
 }
 
 
@@ -47,13 +49,15 @@ class Slice:
 
     Attributes:
       accelerator, topology: labels of its nodes.
-      hosts: nodes, each of which gets one pod. chips: of each node.
+      hosts: nodes, each of which gets one pod. chips: of each node. devices: of each node, as jax
+        counts them.
     """
 
     accelerator: str
     topology: str
     hosts: int
     chips: int
+    devices: int
 
 
 def find_slice(tpu: str, topology: str = "", host_chips: int = 0) -> Slice:
@@ -78,7 +82,7 @@ def find_slice(tpu: str, topology: str = "", host_chips: int = 0) -> Slice:
     if chips not in {kind.alone.get(topology), SHARED} or count % chips:
         remedy = f"{topology} of {tpu} has hosts of {kind.alone.get(topology, SHARED)}"
         raise ConfigError("host_chips", chips, f"{remedy} chips")
-    return Slice(kind.accelerator, topology, count // chips, chips)
+    return Slice(kind.accelerator, topology, count // chips, chips, chips * kind.cores)
 
 
 def _exists(kind: TPU, topology: str) -> bool:

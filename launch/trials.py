@@ -92,12 +92,15 @@ def read_trials(sweep: str) -> list[Trial]:
     """
     path = epath.Path(sweep) / TRIALS
     try:
-        lines = path.read_text().splitlines()
+        # Not splitlines(), which also splits at U+2028 and others that JSON leaves as they are.
+        lines = path.read_text().split("\n")
     except (FileNotFoundError, NotADirectoryError) as error:
         remedy = f"has no {TRIALS}; make it with: python -m launch expand FILE --out {sweep}"
         raise ConfigError("sweep", str(sweep), remedy) from error
     except (OSError, ValueError) as error:
         raise ConfigError("sweep", str(path), f"cannot be read: {error}") from error
+    if not lines[-1]:  # after the end of the last line
+        lines.pop()
     return [_read(line, f"{path}:{number + 1}") for number, line in enumerate(lines)]
 
 

@@ -7,8 +7,9 @@ another worker has is left to it. Where a backend starts several processes for a
 one job (docs/scale.md), of which the first holds the lease and leaves word of how it ended.
 
 Every backend calls this and acts on the exit status: 0 the trial is finished, 42 it was asked to
-stop and has saved, or one of its processes is lost (start it again, all processes of it), 75
-another worker has it, 2 a setting or an input has to be mended, anything else is a crash.
+stop and has saved, one of its processes is lost, or its folder is locked by one that has vanished
+(start it again, all processes of it), 75 another worker has it, 2 a setting or an input has to be
+mended, anything else is a crash.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from typing import Any
 
 RESTART, MEND, CRASH = 42, 2, 1
 ABORTED = 134  # by SIGABRT: jax has ended a process that had lost another, before it could itself
+#: The same where that is the first process of a container: the system keeps SIGABRT from it, and
+#: what abort() does next is SIGSEGV.
+ABORTED_AS_FIRST = 139
 SUCCESS, FAILED = "_SUCCESS", "_FAILED"
 #: How many processes work on a trial, where a backend starts more than one; which one this is, from
 #: 0, where the cluster does not say so itself: ``JAX_COORDINATOR_ADDRESS`` is then of the first.
@@ -77,11 +81,23 @@ def _main(options: argparse.Namespace) -> int:
         except (SleepError, OSError) as error:
             if options.debug or _is_loss(error):
                 raise
-            from launch.lease import HELD, LeaseHeld
             from sleeplm.runtime.hosts import leave
 
             print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
-            return leave(HELD if isinstance(error, LeaseHeld) else MEND)
+            return leave(_status(error))
+
+
+def _status(error: Exception) -> int:
+    """The exit status for an error that is told in one line."""
+    from launch.lease import HELD, LeaseHeld
+    from sleeplm.core.errors import BusyError
+
+    if isinstance(error, LeaseHeld):
+        return HELD
+    # This worker has the lease. So who has the lock of the folder has vanished with its machine,
+    # which a file server may take minutes to notice, or is about to end, as it has lost the lease.
+    # A lock file in the place of that one would be quicker, but the other may still be writing.
+    return RESTART if isinstance(error, BusyError) else MEND
 
 
 def join(job: contextlib.ExitStack) -> None:
@@ -123,6 +139,7 @@ def work(sweep: str, name: str, expiry: float) -> int:
 
     Raises:
       ConfigError: there is no such trial, or a setting or an input has to be mended.
+      BusyError: another process is at work in its folder, without the lease.
       LeaseHeld: another worker runs the trial.
     """
     from launch.lease import Lease
@@ -196,7 +213,7 @@ def _is_loss(error: Exception) -> bool:
 def _attempt(directory: Any, run: Callable[[], None]) -> int:
     """Runs, and leaves word in the directory of how it ended."""
     from launch.stores import write_whole
-    from sleeplm.core.errors import SleepError
+    from sleeplm.core.errors import BusyError, SleepError
     from sleeplm.runtime import hosts
     from sleeplm.runtime.lifecycle import Stopped
 
@@ -211,7 +228,7 @@ def _attempt(directory: Any, run: Callable[[], None]) -> int:
     began = time.time()
     try:
         run()
-    except Stopped:
+    except (Stopped, BusyError):
         raise
     except Exception as error:
         if _is_loss(error):

@@ -21,6 +21,10 @@ class ConfigError(SleepError, ValueError):
         super().__init__(f"{field} = {value!r}: {remedy}")
 
 
+class BusyError(ConfigError):
+    """What another process is at work in: the same may well work later."""
+
+
 class PoolFullError(SleepError):
     """A level has no free expert slot to receive another night."""
 

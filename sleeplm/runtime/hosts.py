@@ -18,20 +18,23 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax._src.distributed import global_state
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core import checks
-from sleeplm.core.errors import ConfigError, SleepError
+from sleeplm.core.errors import BusyError, ConfigError, SleepError
 from sleeplm.runtime.watch import Watch
 
-#: Exit status of a process that has lost another: start all of them again.
+#: Exit status of a process that has lost another, or that others have not come to: start all again.
 AGAIN = 42
+#: Seconds that a process waits for the others to come: a machine that was preempted, or has yet to
+#: fetch a large image, may be a quarter of an hour late. jax gives up after five minutes.
+JOINING = 1800
 #: Seconds without a sign of life after which jax counts a process as lost. One that is dead is
 #: noticed long before (:mod:`sleeplm.runtime.watch`): this is for one that hangs.
 PATIENCE = 100
@@ -52,8 +55,10 @@ def joined(
     :data:`AGAIN`: at once where the system of the other says that it is gone
     (:mod:`sleeplm.runtime.watch`), or after 15 seconds in which it does not answer. If a process
     hangs, jax ends this one after ``patience`` seconds, with lines and a status of its own. Started
-    again, all go on from their last checkpoint. Other errors are raised; see :func:`leave` for what
-    is to be done about them. At the end of the block all processes wait for each other.
+    again, all go on from their last checkpoint. If not all processes have come after
+    :data:`JOINING` seconds, those that have end with a line and :data:`AGAIN` too. Other errors are
+    raised; see :func:`leave` for what is to be done about them. At the end of the block all
+    processes wait for each other.
 
     Args:
       coordinator: ``host:port`` of the first process. All None: as the cluster says (TPU, Slurm,
@@ -69,13 +74,7 @@ def joined(
     # Signals are the program's: a run saves before it leaves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            heartbeat_timeout_seconds=patience,
-            shutdown_timeout_seconds=patience,
-        )
+        _connect(coordinator, processes, process, patience)
     except (ValueError, RuntimeError) as error:
         if coordinator is None:
             remedy = "no cluster says who works together: name coordinator, processes and process"
@@ -92,6 +91,43 @@ def joined(
         _end(_line(error))
     watch.close()
     jax.distributed.shutdown()
+
+
+def _connect(
+    coordinator: str | None, processes: int | None, process: int | None, patience: int
+) -> None:
+    """Joins the others, or ends this process if they do not come.
+
+    In a thread: jax waits in native code, in which Python hears no signals, and aborts the process
+    when it gives up, which no program can catch. So it is given more time than it gets.
+    """
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=JOINING + 60,
+                heartbeat_timeout_seconds=patience,
+                shutdown_timeout_seconds=patience,
+            )
+        except Exception as error:
+            failed.append(error)
+
+    connecting = threading.Thread(target=connect, daemon=True)
+    _COMING.set()
+    connecting.start()
+    connecting.join(JOINING)
+    if connecting.is_alive():
+        _end(f"not all have come in {JOINING} seconds")
+    if failed:
+        raise failed[0]
+    _COMING.clear()
+
+
+_COMING = threading.Event()  # set from when this process begins to join the others until it has
 
 
 def leave(status: int, patience: int = LEAVING) -> int:
@@ -123,10 +159,9 @@ def _watched() -> Watch:
             host = str(global_state.coordinator_address).rpartition(":")[0].strip("[]")
             words = client.blocking_key_value_get("watch", PATIENCE * 1000)
             watch.connect(host, words)
-    except OSError as error:
-        print(
-            f"{_who()}: a lost process will be noticed late: {error}", file=sys.stderr, flush=True
-        )
+    except (OSError, RuntimeError) as error:  # the second is jax's, when nobody answers
+        said = f"{_who()}: a lost process will be noticed late: {_line(error)}"
+        print(said, file=sys.stderr, flush=True)
     return watch
 
 
@@ -178,7 +213,7 @@ def is_loss(error: BaseException | None) -> bool:
 
 def alone() -> bool:
     """Whether this process is the only one, or has not joined the others."""
-    return global_state.client is None or global_state.num_processes == 1
+    return global_state.client is None or global_state.num_processes == 1 or _COMING.is_set()
 
 
 def leads() -> bool:
@@ -204,15 +239,23 @@ def fail_together() -> Iterator[None]:
     For errors that are the caller's to mend, of blocks in which nothing is sent between processes.
 
     Raises:
-      SleepError: another process failed in the block; it says why.
+      BusyError: another process raised it in the block; it says why.
+      SleepError: another process failed otherwise.
     """
     try:
         yield
-    except (SleepError, OSError):
-        largest(1)
+    except (SleepError, OSError) as error:
+        largest(_BUSY if isinstance(error, BusyError) else 1)
         raise
-    if largest(0):
+    told = largest(0)
+    if told == _BUSY:
+        remedy = "another one has found something at work elsewhere, and says what"
+        raise BusyError("processes", global_state.num_processes, remedy)
+    if told:
         raise SleepError(f"{_who()}: another process has failed, and says why")
+
+
+_BUSY = 2  # told by a process that failed with BusyError, which all of them then do
 
 
 class Wishes:
@@ -242,13 +285,17 @@ class Wishes:
 
 def _largest(values: tuple[int, ...]) -> jax.Array:
     """The largest of each number over all processes: int32 [k], whole on every device."""
-    devices = jax.devices()
-    mesh = jax.make_mesh((len(devices),), ("device",), (AxisType.Auto,), devices=devices)
+    mesh = _in_a_row(jax.devices())
     mine = np.asarray([values], np.int32)
     spread = NamedSharding(mesh, PartitionSpec("device"))
-    shape = (len(devices), len(values))
+    shape = (mesh.size, len(values))
     given = jax.make_array_from_callback(shape, spread, lambda index: mine)
     return _over_devices(NamedSharding(mesh, PartitionSpec()))(given)
+
+
+def _in_a_row(devices: Sequence[jax.Device]) -> Mesh:
+    """All devices, of however many slices, which ``jax.make_mesh`` would refuse."""
+    return Mesh(np.asarray(devices), ("device",), axis_types=(AxisType.Auto,))
 
 
 @functools.cache

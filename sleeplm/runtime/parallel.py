@@ -13,6 +13,7 @@ the same step, up to the order of floating-point sums.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.mesh_utils import create_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sleeplm.core import layout
@@ -45,10 +46,12 @@ def mesh(
     Args:
       shape: axis names and sizes, e.g. ``{"data": 2, "fsdp": 4}``, see
         :data:`~sleeplm.runtime.rules.AXES`; None: all devices on ``data``.
-      devices: which ones, in order; None: the first that there are, of all processes.
+      devices: which ones, in order; None: the first that there are, of all processes. How they
+        lie: :func:`laid_out`.
 
     Raises:
-      ConfigError: there are fewer devices than the shape asks for.
+      ConfigError: there are fewer devices than the shape asks for, or the first ones are not as
+        many of each slice.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = {DATA: len(devices)} if shape is None else dict(shape)
@@ -57,13 +60,39 @@ def mesh(
     count = math.prod(shape.values())
     if count > len(devices):
         raise ConfigError("mesh", shape, f"needs {count} devices; there are {len(devices)}")
-    sizes, names, kinds = tuple(shape.values()), tuple(shape), (AxisType.Auto,) * len(shape)
-    try:
-        return jax.make_mesh(sizes, names, axis_types=kinds, devices=devices[:count])
-    except NotImplementedError:
-        # No axes of the torus have these sizes: some are cut.
-        cut = create_device_mesh(sizes, devices[:count], allow_split_physical_axes=True)
-        return Mesh(cut, names, axis_types=kinds)
+    kinds = (AxisType.Auto,) * len(shape)
+    return Mesh(laid_out(shape, devices[:count]), tuple(shape), axis_types=kinds)
+
+
+def laid_out(shape: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the places that they have in a mesh.
+
+    Slices (of TPUs; of GPUs each node is one) lie along the outermost axes, as far as their number
+    divides: what crosses them takes a slower network, and inner axes have more to send.
+
+    Args:
+      shape: axis names and sizes, the outermost first. devices: as many as they make.
+
+    Returns:
+      Objects, with an axis of each of the sizes.
+
+    Raises:
+      ConfigError: slices of which not as many devices are taken.
+    """
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(slices.values())) > 1:
+        taken = " and ".join(str(slices[index]) for index in sorted(slices))
+        remedy = f"takes {taken} devices of {len(slices)} slices: take as many of each"
+        raise ConfigError("mesh", dict(shape), remedy)
+    across, left = [], len(slices)
+    for size in shape.values():
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    within = [size // count for size, count in zip(shape.values(), across, strict=True)]
+    # Where no axes of a torus have these sizes, some are cut.
+    if len(slices) == 1:
+        return create_device_mesh(within, devices, allow_split_physical_axes=True)
+    return create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def row_axes(mesh: Mesh) -> RowAxis:

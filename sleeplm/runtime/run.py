@@ -9,11 +9,12 @@ import hashlib
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from sleeplm.core import checks
-from sleeplm.core.errors import ConfigError
+from sleeplm.core.errors import BusyError, ConfigError
 from sleeplm.core.types import PyTree
 from sleeplm.runtime import config as configs
 from sleeplm.runtime import hosts
@@ -40,6 +41,10 @@ from sleeplm.runtime.workdir import (
     inputs_of,
     lasting,
 )
+
+#: Seconds that a process waits to see what the first has made: NFS keeps for up to a minute that a
+#: file was not there. POLL: seconds between two looks.
+SEEN_WITHIN, POLL = 90.0, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +139,9 @@ class Run:
         """Makes the directory this run's: the configuration is saved in it. Later calls do nothing.
 
         Raises:
-          ConfigError: the directory cannot be made or written, or another run has begun in it since
-            this one looked.
+          BusyError: another run is about to begin in the directory.
+          ConfigError: it cannot be made or written, or another run has begun in it since this one
+            looked.
         """
         if self._claimed:
             return
@@ -145,9 +151,16 @@ class Run:
                 self._begin(saved)
         with hosts.fail_together():
             remedy = "is not what the first process has made: name a directory that all of them see"
-            checks.require(saved.exists(), "workdir", str(self.directory), remedy)
+            checks.require(self._sees(saved), "workdir", str(self.directory), remedy)
             self._require_mine(digest_in(saved) == self.digest)
         self._claimed = True
+
+    def _sees(self, saved: pathlib.Path) -> bool:
+        """Whether the file is there; a process that does not lead may see it late."""
+        limit = time.monotonic() + (0 if self.leads else SEEN_WITHIN)
+        while not (there := saved.exists()) and time.monotonic() < limit:
+            time.sleep(POLL)
+        return there
 
     def _begin(self, saved: pathlib.Path) -> None:
         """Saves the configuration, if no other run is faster."""
@@ -197,7 +210,7 @@ class Run:
 
         Raises:
           Stopped: after a signal, with everything saved.
-          ConfigError: another process is at work in the directory.
+          BusyError: another process is at work in the directory.
         """
         if signum := hosts.largest(self._stop.signum or 0):
             raise Stopped(signum)
@@ -253,7 +266,7 @@ class Run:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             remedy = "another process is at work in it: wait for it, or name another"
-            raise ConfigError("workdir", str(self.directory), remedy) from error
+            raise BusyError("workdir", str(self.directory), remedy) from error
 
     @contextlib.contextmanager
     def _logs(self) -> Iterator[tuple[Log, Log]]:

@@ -8,6 +8,8 @@ import re
 
 import pytest
 
+from launch.jobset import USER
+
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = ROOT / "launch" / "Containerfile"
 
@@ -59,6 +61,11 @@ def test_the_worker_is_not_root(steps):
     names = [name for name, _ in steps]
     assert of(steps, "USER") and "root" not in of(steps, "USER")
     assert names.index("USER") < names.index("ENTRYPOINT")
+
+
+def test_the_worker_is_the_user_whose_group_a_claim_is_given_to(steps):
+    (name,) = of(steps, "USER")
+    assert any(f"useradd --create-home --uid {USER} {name} " in run for run in of(steps, "RUN"))
 
 
 def test_the_accelerators_are_extras_of_the_pinned_jax(steps):

@@ -194,6 +194,15 @@ def test_trials_are_written_as_they_are_read(tmp_path):
         find_trial(str(tmp_path / "new" / "sweep"), "4")
 
 
+def test_a_setting_may_hold_characters_that_end_lines_elsewhere(tmp_path):
+    """JSON leaves them as they are."""
+    trials = expand(SWEEPS, ["seeds"], {"text": "a\u2028b\u2029c\u0085d\x1ce\r\n"})
+    write_trials(str(tmp_path), trials)
+    assert read_trials(str(tmp_path)) == trials
+    (tmp_path / "trials.jsonl").write_text("")
+    assert read_trials(str(tmp_path)) == []
+
+
 def test_trials_that_are_named_twice_run_once():
     assert len(expand(SWEEPS, ["grid"])) == 2
     assert merge([{}, {"a": 1}]) == {"a": 1}

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from launch.__main__ import main
-from launch.slurm import Array, render, script
+from launch.slurm import Array, render, script, seconds_of
 from sleeplm.core.errors import ConfigError
 from sleeplm.runtime.config import read_module
 
@@ -276,6 +276,40 @@ def test_what_sbatch_would_read_otherwise_is_one_line(a_sweep, field, value):
     assert not (a_sweep.folder / "sweep.sbatch").exists()
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("7", 420),
+        ("7:30", 450),
+        ("1:07:30", 4050),
+        ("2-3", 183600),
+        ("2-3:04", 183840),
+        ("2-03:04:05", 183845),
+        *((time, None) for time in ("", "0", "0:00", "UNLIMITED", "infinite", "-1")),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize("time", ["4h", "1:2:3:4", "-5", "1-", "1-2:3:4:5", "1-2-3", ":5", "1.5"])
+def test_a_time_limit_that_slurm_would_not_read_is_one_line(time):
+    with pytest.raises(ConfigError, match=f"^time = '{time}': must be minutes, minutes:seconds,"):
+        Array(time=time).check()
+
+
+@pytest.mark.parametrize(
+    ("time", "grace", "enough"),
+    [("5", 300, False), ("6", 300, False), ("6:01", 300, True), ("0", 300, True), ("", 300, True)],
+)
+def test_a_trial_has_time_to_run_before_it_is_asked_to_save(time, grace, enough):
+    if enough:
+        return Array(time=time, grace=grace).check()
+    with pytest.raises(ConfigError, match=f"^time = '{time}': must be more than 360 s") as refused:
+        Array(time=time, grace=grace).check()
+    assert "\n" not in str(refused.value)
+
+
 def test_submitting_needs_a_rendered_script_and_slurm(a_sweep, monkeypatch, capsys):
     a_sweep.expand("seeds")
     assert main(["submit", "slurm", str(a_sweep)]) == 2
@@ -323,7 +357,7 @@ def test_slurm_takes_the_script(a_sweep, slurm, settings):
 @pytest.mark.slow
 def test_slurm_stops_two_processes_of_a_trial_and_takes_them_again(a_sweep, slurm):
     a_sweep.expand(kind="descent", **{"mesh.data": 4, "nap": 0.1})
-    render(str(a_sweep), Array(processes=2, time="5"))
+    render(str(a_sweep), Array(processes=2, time="5", grace=60))
     assert main(["submit", "slurm", str(a_sweep)]) == 0
     timings = a_sweep.trial() / "timings.jsonl"
     wait_until(lambda: timings.exists() and b"step 4" in timings.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import json
 import shutil
@@ -52,6 +53,19 @@ def test_a_failed_trial_says_why_and_may_be_tried_again(a_sweep, capsys):
     assert run(a_sweep, 2) == MEND
     assert a_sweep.starts(2) == 2
     assert read_lease(a_sweep.trial(2)) is None
+
+
+def test_a_lock_that_outlives_its_machine_is_waited_for_by_starting_again(a_sweep, capsys):
+    """As on NFS; whoever holds it does so without the lease."""
+    place = a_sweep.expand("seeds").trial()
+    place.mkdir(parents=True)
+    with (place / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(a_sweep) == RESTART
+        assert "another process is at work in it" in capsys.readouterr().err
+        assert not (place / "_FAILED").exists() and a_sweep.starts() == 0
+        assert read_lease(place) is None
+    assert run(a_sweep) == 0
 
 
 def test_a_trial_that_is_not_there_is_one_line(a_sweep, capsys):

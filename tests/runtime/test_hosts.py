@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
+from sleeplm.core.errors import BusyError
 from sleeplm.runtime import hosts
 from sleeplm.runtime.config import read_module
 
@@ -70,3 +72,37 @@ def test_only_an_error_about_another_process_counts_as_its_loss():
     wrapped.__cause__ = lost
     assert hosts.is_loss(lost) and hosts.is_loss(wrapped)
     assert not hosts.is_loss(ValueError("loss is not finite"))
+
+
+def test_what_is_put_together_goes_over_devices_of_however_many_slices():
+    """jax.make_mesh refuses those of several."""
+
+    class OnSlice:
+        device_kind, platform, id = "some GPU", "gpu", 0
+
+        def __init__(self, slice_index):
+            self.slice_index = slice_index
+
+    devices = [OnSlice(index) for index in (0, 0, 1, 1)]
+    assert hosts._in_a_row(devices).devices.tolist() == devices
+
+
+def test_who_cannot_watch_the_first_process_says_so_and_goes_on(monkeypatch, capsys):
+    def nobody_answers(key, milliseconds):
+        raise RuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+
+    client = SimpleNamespace(blocking_key_value_get=nobody_answers)
+    state = {"process_id": 1, "num_processes": 2, "coordinator_address": "h:1", "client": client}
+    monkeypatch.setattr(hosts, "global_state", SimpleNamespace(**state))
+    hosts._watched().close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("process 1 of 2: a lost process will be noticed late: DEADLINE")
+
+
+def test_what_one_process_finds_busy_all_do(monkeypatch):
+    told = []
+    monkeypatch.setattr(hosts, "largest", lambda value: told.append(value) or max(told))
+    with pytest.raises(BusyError, match="workdir = 'here': locked"), hosts.fail_together():
+        raise BusyError("workdir", "here", "locked")
+    with pytest.raises(BusyError, match="another one has found"), hosts.fail_together():
+        pass

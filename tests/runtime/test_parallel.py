@@ -57,6 +57,45 @@ def test_a_mesh_needs_the_devices_it_asks_for():
         parallel.mesh({"data": 0})
 
 
+class OnSlice:
+    """A device of some slice, as far as it is asked where in a mesh it belongs."""
+
+    device_kind, platform = "some GPU", "gpu"
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+def on_slices(slices, each):
+    """Devices that go round the slices: the next one is always on another."""
+    return [OnSlice(number, number % slices) for number in range(slices * each)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "want"),
+    [
+        ({"data": 2, "fsdp": 2}, 2, [[0, 0], [1, 1]]),
+        ({"replica": 1, "data": 4}, 2, [[0, 0, 1, 1]]),
+        ({"tensor": 3, "fsdp": 2}, 2, [[0, 1], [0, 1], [0, 1]]),  # 3 slices would do, 2 do not
+        ({"data": 2, "fsdp": 4}, 4, [[0, 0, 1, 1], [2, 2, 3, 3]]),  # two by two
+        ({"data": 2, "fsdp": 2}, 1, [[0, 0], [0, 0]]),
+    ],
+)
+def test_slices_lie_along_the_outermost_axes_that_they_fit(shape, slices, want):
+    count = np.prod([*shape.values()])
+    found = parallel.laid_out(shape, on_slices(slices, count // slices))
+    assert np.vectorize(lambda device: device.slice_index)(found).tolist() == want
+    assert {device.id for device in found.flat} == set(range(count))
+    assert parallel.mesh(shape, on_slices(slices, count // slices)).shape == shape
+
+
+def test_a_mesh_takes_as_many_devices_of_each_slice():
+    with pytest.raises(
+        ConfigError, match=r"mesh = \{'data': 3\}: takes 2 and 1 devices of 2 slices"
+    ):
+        parallel.mesh({"data": 3}, on_slices(2, 2))
+
+
 def test_a_batch_lies_in_pieces_and_a_state_everywhere():
     mesh = parallel.mesh({"data": 4})
     batch = parallel.shard(text(8), mesh)
