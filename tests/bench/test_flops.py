@@ -116,6 +116,24 @@ def test_a_forward_pass_has_as_many_as_the_compiler_counts(changes):
     assert ROWS * LENGTH * flops.forward(config, LENGTH) == close(counted)
 
 
+def test_scores_are_counted_where_they_are_most_of_the_work():
+    levels = [
+        LevelConfig(name="fast", kind="graft", width=16, period=1, night=4),
+        LevelConfig(name="slow", width=16, slots=2, rank=2, top_k=1),
+    ]
+    sizes = {"vocab_size": 32, "d_model": 16, "n_heads": 2, "n_kv_heads": 1}
+    config, length = settings(**sizes, max_len=128, levels=levels), 128
+    model = Model(config)
+
+    def logits(params, tokens):
+        return model.logits({"params": params, "slots": model.init_slots()}, tokens)
+
+    tokens = jax.ShapeDtypeStruct((ROWS, length), jnp.int32)
+    count = flops.forward(config, length)
+    assert count > 2 * flops.forward(config, 1)
+    assert ROWS * length * count == close(compiled(logits, shapes_of(model), tokens))
+
+
 def test_levels_that_do_not_run_cost_nothing():
     names = ("fast", "slow")
     levels = [LevelConfig(name=n, width=128, period=i + 1) for i, n in enumerate(names)]
