@@ -45,7 +45,7 @@ def owners(before, after) -> set[str]:
         if words[0] == "params" and "levels" in words:
             level = words.index("levels") + 1
             words = ["params", *words[level : level + 2]]
-        found.add("/".join(words[: 3 if words[0] in ("params", "private") else 2]))
+        found.add("/".join(words[: 3 if words[0] == "params" or "night" in words else 2]))
     return found
 
 
@@ -53,7 +53,7 @@ def test_the_fastest_level_hands_on_to_the_next_and_no_other_is_touched(evenings
     assert owners(*evenings["fast"]) == {
         *("params/fast/base", "params/fast/norm"),
         *("params/middle/experts", "params/middle/router", "slots/middle"),
-        *("anchors/fast", "private/night/fast", "private/wake/update"),
+        *("anchors/fast", "private/night/fast", "private/wake"),
         *("counters/nights", "counters/today"),
     }
 
@@ -70,7 +70,7 @@ def test_a_slower_level_hands_on_and_the_faster_one_sleeps_through_it(evenings):
         *("params/middle/base", "params/middle/norm"),
         *("params/middle/experts", "params/middle/router", "slots/middle"),
         *("params/slow/experts", "params/slow/router", "slots/slow"),
-        *("anchors/middle", "private/night/middle", "private/wake/update", "counters/nights"),
+        *("anchors/middle", "private/night/middle", "private/wake", "counters/nights"),
     }
 
 
