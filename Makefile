@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sleeplm run experiments/retention.py --workdir runs/demo --resume
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	SLEEPLM_ALL_INSTALLED=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

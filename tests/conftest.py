@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pathlib
 import zlib
 
 # Before jax is imported: it counts its devices once. Tiny models are compiled more than they run.
@@ -31,6 +32,7 @@ from sleeplm.methods.learner import learner
 from sleeplm.models.config import ModelConfig
 from sleeplm.models.encoder import Encoder, EncoderConfig, SentenceEncoder
 from sleeplm.models.transformer import Model
+from sleeplm.runtime.config import read_module
 
 VOCABULARY, LENGTH, CUE = 40, 12, 4
 BOS, EOS = 1, 2
@@ -133,6 +135,11 @@ class Tiny:
             offer = (batch["tokens"], batch["length"], batch["today"])
             cues = remember(cues, *offer, jax.random.key(seed + 2 + day))
         return made, state.replace(cues=jax.tree.map(jnp.asarray, cues))
+
+
+def pytest_configure(config):
+    skips = read_module(str(pathlib.Path(__file__).with_name("skips.py")))
+    config.pluginmanager.register(skips)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -143,9 +143,9 @@ def talkative(published, tmp_path):
     return folder, published[1]
 
 
-def test_days_can_be_asked_in_chats(talkative, tokenizer):
+def test_days_can_be_asked_in_chats(talkative, tokenizer, needs):
     """Statements stay texts."""
-    pytest.importorskip("jinja2")
+    needs("jinja2")
     config = load_config(LIFE, settings(talkative, tokenizer, chat=True))
     check(config)
     material = prepare(config)
@@ -168,8 +168,8 @@ def test_days_can_be_asked_in_chats(talkative, tokenizer):
         assert list(paper.answers[i][: len(answer)]) == answer
 
 
-def test_dreams_alone_can_be_asked_for_in_chats(talkative, tokenizer):
-    pytest.importorskip("jinja2")
+def test_dreams_alone_can_be_asked_for_in_chats(talkative, tokenizer, needs):
+    needs("jinja2")
     config = load_config(LIFE, settings(talkative, tokenizer, dream_chat=True))
     check(config)
     material, plain = prepare(config), prepare(dataclasses.replace(config, dream_chat=False))

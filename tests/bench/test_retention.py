@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import pathlib
@@ -53,16 +52,10 @@ def test_wake_only_is_the_same_model_without_nights():
         assert dataclasses.replace(one, night=other.night) == other
 
 
-def needs_smollm2():
-    pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
-    if importlib.util.find_spec(SMOLLM2) is None:
-        pytest.skip(f"needs {SMOLLM2}: see docs/pretrained.md")
-
-
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *PUBLISHED])
-def test_every_experiment_has_settings_that_can_work(name):
+def test_every_experiment_has_settings_that_can_work(name, needs):
     if name in PUBLISHED:
-        needs_smollm2()
+        needs("gguf", SMOLLM2)
     file, *argument = name.split(":")
     path = ":".join([str(ROOT / "experiments" / f"{file}.py"), *argument])
     config = load_config(path, [])
@@ -106,8 +99,8 @@ def test_an_argument_that_an_experiment_does_not_know_is_refused(name, complaint
         load_config(f"{ROOT / 'experiments' / f'{file}.py'}:{argument}", [])
 
 
-def test_a_published_model_is_told_facts_of_any_world_alike():
-    needs_smollm2()
+def test_a_published_model_is_told_facts_of_any_world_alike(needs):
+    needs("gguf", SMOLLM2)
     atlas, people = (
         load_config(f"{ROOT / 'experiments' / 'smollm2.py'}:{world}", [])
         for world in ("atlas", "biographies")

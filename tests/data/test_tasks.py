@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.text import clinc_oos
 
 from sleeplm.bench.worlds import TASK_DAYS
 from sleeplm.core.errors import ConfigError
@@ -38,6 +42,44 @@ def bank(tmp_path):
     """A small Banking77 where TFDS looks for files that people put down."""
     folder = tmp_path / "downloads" / "manual" / "banking77"
     put_down(folder, ("train.csv", "test.csv"), ("text", "category"), BANKING77)
+    return tmp_path
+
+
+INTENTS = [intent for intents in CLINC150_DOMAINS.values() for intent in intents]
+
+
+def table(columns, rows) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *rows])
+    return text.getvalue()
+
+
+@pytest.fixture
+def clinc(tmp_path, monkeypatch):
+    """A small CLINC150 as TFDS's builder reads it: a row of every intent, and one of none, a part.
+
+    TFDS knows the checksum of the published archive, and has to take this one for it.
+    """
+    archive = tmp_path / "clinc150" / "clinc_oos.zip"
+    archive.parent.mkdir()
+    columns = ("text", "intent", "domain", "intent_name", "domain_name")
+    named = [
+        (intent, number, domain)
+        for number, (domain, intents) in enumerate(CLINC150_DOMAINS.items())
+        for intent in intents
+    ]
+    with zipfile.ZipFile(archive, "w") as files:
+        for part in ("train", "val", "test"):
+            rows = [
+                (f"{part} of {intent}", i, number, intent, domain)
+                for i, (intent, number, domain) in enumerate(named)
+            ]
+            files.writestr(f"{part}.csv", table(columns, rows))
+            none = (f"{part} of none", 150, 10, "ood", "ood")
+            files.writestr(f"{part}_ood.csv", table(columns, [none]))
+    checksums = tfds.core.download.checksums
+    this = checksums.compute_url_info(archive)
+    monkeypatch.setitem(checksums.get_all_url_infos(), clinc_oos._DOWNLOAD_URL, this)
     return tmp_path
 
 
@@ -107,6 +149,23 @@ def test_numbers_of_banking77_become_names(tmp_path):
     put_down(tmp_path / "cil_klda", files, ("text", "label"), range(77))
     data = tasks.load_task("banking77_klda", str(tmp_path / "tfds"), str(tmp_path))
     assert dict(data.test)["banking_test of 21"] == "change_pin"
+
+
+def test_the_parts_of_clinc150_are_the_official_ones_and_its_days_are_domains(clinc):
+    data = tasks.load_task("clinc150", str(clinc / "tfds"), str(clinc), seed=3)
+    assert sorted(data.train) == sorted((f"train of {intent}", intent) for intent in INTENTS)
+    assert sorted(data.test) == sorted((f"test of {intent}", intent) for intent in INTENTS)
+    assert data.name == "clinc150" and data.days == tasks.domain_days([], seed=3)
+
+
+def test_rows_of_kldas_clinc150_come_from_its_two_files_and_days_are_domains(tmp_path):
+    files = ("clinc_train.csv", "clinc_test.csv")
+    put_down(tmp_path / "cil_klda", files, ("text", "label"), INTENTS)
+    data = tasks.load_task("clinc150_klda", str(tmp_path / "tfds"), str(tmp_path), seed=3)
+    read = [(f"clinc_train of {intent}", intent) for intent in [*INTENTS, INTENTS[0]]]
+    assert sorted(data.train) == sorted(read)
+    assert sorted(data.test) == sorted((f"clinc_test of {intent}", intent) for intent in INTENTS)
+    assert data.name == "clinc150_klda" and data.days == tasks.domain_days([], seed=3)
 
 
 def test_quotes_of_dbpedia_that_are_escaped_twice_are_mended(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint import v1 as ocp
 
 from sleeplm.core.errors import ConfigError
 from sleeplm.data.streams import PackedDay, batches_per_epoch, day_stream
@@ -138,7 +139,6 @@ def test_a_batch_can_be_read_by_its_number():
 
 
 def test_orbax_saves_and_restores_the_iterator(tmp_path):
-    ocp = pytest.importorskip("orbax.checkpoint").v1
     first = iter(day_stream(DOCUMENTS, 4, 32, 7))
     for _ in range(11):
         next(first)

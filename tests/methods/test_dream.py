@@ -305,21 +305,28 @@ def test_what_dreams_are_learned_as_may_be_rows_that_they_say(tiny, learning):
     np.testing.assert_allclose(first / many, loss / weight, rtol=1e-3)
 
 
+def ranks_beside_matrices(variables) -> set[int]:
+    """Of the adapters with which a model would run."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"]["blocks"])
+    named = [([key.key for key in path], leaf) for path, leaf in leaves]
+    return {leaf.shape[-1] for names, leaf in named if names[-2:] == ["adapter", "a"]}
+
+
 def test_the_writer_writes_and_the_plain_learner_is_tried(tiny, learning):
     model, state = learning
     loud = jax.tree.map(lambda x: x + 0.5, state.params[WRITER])
     other = state.replace(params={**state.params, WRITER: loud})
+    config = light(rank=3)  # the writer's is 2
     seen = []
 
     def spy(before, after, batch):
-        seen.append(after["params"])
+        seen.append((ranks_beside_matrices(before), ranks_beside_matrices(after)))
         return jnp.ones(()), {}
 
-    plain, _ = once(learning, contexts(tiny), light(), reward=spy)
-    written, _ = once((model, other), contexts(tiny), light(), reward=spy)
+    plain, _ = once(learning, contexts(tiny), config, reward=spy)
+    written, _ = once((model, other), contexts(tiny), config, reward=spy)
     assert (np.asarray(plain.written.tokens) != np.asarray(written.written.tokens)).any()
-    ranks = {x.shape[-1] for x in [p["blocks"]["attn"]["q"]["adapter"]["a"] for p in seen]}
-    assert ranks == {settings().rank}
+    assert len(seen) > 1 and all(pair == (set(), {3}) for pair in seen), seen
 
 
 def test_a_round_keeps_the_laws(tiny, learning):

@@ -13,16 +13,17 @@ import pytest
 from sleeplm import testing
 from sleeplm.core import tree
 from sleeplm.core.errors import ConfigError
-from sleeplm.core.types import WRITER, Phase
+from sleeplm.core.types import WRITER, Memory, Phase
 from sleeplm.memory.anchors import pool_of
 from sleeplm.memory.levels import get_level, with_levels
 from sleeplm.memory.slots import put_slot, take_slot
 from sleeplm.methods.config import TeacherConfig
-from sleeplm.methods.dreams.absorb import absorb
+from sleeplm.methods.dreams.absorb import absorb, dreams_and_teachers
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.dreams.stage import _once, dreaming
-from sleeplm.methods.dreams.write import Contexts, Dreams, whole
+from sleeplm.methods.dreams.write import DREAM, Contexts, Dreams, whole
 from sleeplm.methods.learner import learner
+from sleeplm.models.transformer import next_token_weights
 from sleeplm.runtime import parallel
 
 pytestmark = pytest.mark.slow  # nights take long to compile
@@ -138,12 +139,62 @@ def test_dreams_move_tonights_expert_and_nothing_else(sleeper):
     assert value(told[-1], "dream_loss") < value(told[0], "dream_loss")
     assert told[0]["divergence"][1] > 0  # teachers told beside the dreams
     moved = differences(state, one.state)
-    assert moved and all("'slow'" in path for path in moved)
+    pool = ".params['blocks']['levels']['slow']"
+    may_move = tuple(f"{pool}['{part}']" for part in ("experts", "router"))
+    assert moved and all(path.startswith(may_move) for path in moved), moved
     before, after = (pool_of(s.params, "slow") for s in (one.state, state))
     for slot in (1, 2):
         pair = (take_slot(pool, jnp.int32(slot)) for pool in (before, after))
         assert tree.differing(*pair) == []
     assert [int(state.counters[name]) for name in ("dreamt", "undone", "dreaming")] == [1, 0, 0]
+
+
+def test_dreams_are_learned_by_their_loss_and_all_else_as_teachers_would_tell_it(tiny, sleeper):
+    """What a dream has for a reference is looked at by nobody."""
+    one, dreamt = sleeper(), np.arange(8) < 4
+    model, variables, text = one.model, one.state.variables, tiny.text(0)
+    tokens, segments = text["tokens"], text["segments"]
+    blocks = tiny.params(model, seed=1)["blocks"]
+    teacher = {**variables, "params": {**variables["params"], "blocks": blocks}}
+    share = np.asarray([1.0, 0.5, 0.25, 0.0, 1.0, 0.5, 2.0, 0.25], np.float32)
+    weights = next_token_weights(tokens, segments) * share[:, None]
+    memory = Memory(
+        tokens=tokens,
+        weights=weights,
+        segments=segments,
+        reference=model.hidden(teacher, tokens, segments),
+        reward=jnp.zeros(8),
+        source=jnp.where(dreamt, DREAM, 1),
+    )
+    wanted, logp = (
+        jax.nn.log_softmax(model.logits(v, tokens, segments))[:, :-1] for v in (teacher, variables)
+    )
+    surprise = -jnp.take_along_axis(logp, tokens[:, 1:, None], -1)[..., 0]
+    apart = (jnp.exp(wanted) * (wanted - logp)).sum(-1)
+    by_hand = np.asarray(jnp.where(dreamt[:, None], surprise, apart) * weights[:, 1:])
+    learn = jax.jit(dreams_and_teachers(model, one.sleep))
+    loss, weight, told = learn(variables, memory)
+    np.testing.assert_allclose((loss, weight), (by_hand.sum(), weights[:, 1:].sum()), rtol=1e-4)
+    for name, rows in (("dream_loss", dreamt), ("divergence", ~dreamt)):
+        want = by_hand[rows].sum(), weights[rows, 1:].sum()
+        assert min(want) > 1
+        np.testing.assert_allclose(told[name], want, rtol=1e-4, err_msg=name)
+
+
+def test_what_teachers_tell_beside_dreams_weighs_what_the_settings_say(sleeper):
+    """Where tonight's expert is no longer what they would tell."""
+
+    def first(one):
+        """(sum, weight) of the first minibatch: of teachers, and of dreams."""
+        noise = jax.random.normal(KEY, (4, 1))
+        _, (told,) = one.absorbed(one.spoilt(one.dreaming(), noise), 1)
+        both, teachers = (np.asarray(told[f"first_{name}"]) for name in ("loss", "divergence"))
+        return teachers, both - teachers
+
+    (alike, dreams), (less, same) = first(sleeper()), first(sleeper(past=0.25))
+    assert min(*alike, *dreams) > 1
+    np.testing.assert_allclose(less, 0.25 * alike, rtol=1e-4)
+    np.testing.assert_allclose(same, dreams, rtol=1e-4)
 
 
 def test_after_dreaming_nothing_is_kept_of_the_texts_it_was_about(sleeper):

@@ -271,6 +271,19 @@ def test_a_group_continues_one_prefix_and_only_its_own_words_count(tiny, evening
     assert len({tuple(row) for row in tokens.reshape(-1, LONG)}) > len(tokens)
 
 
+def test_of_continuations_it_is_known_how_likely_they_were_to_the_student_that_wrote_them(
+    tiny, evening
+):
+    model, state, _ = evening
+    memory, _ = imitate(model, state, batch(tiny), 0.5, temperature=0.7)
+    logits = model.logits(state.variables, memory.tokens, memory.segments)
+    logp = jax.nn.log_softmax(logits[:, :-1] / 0.7)
+    want = jnp.take_along_axis(logp, memory.tokens[:, 1:, None], -1)[..., 0]
+    written = np.asarray(memory.weights)[:, 1:] > 0
+    assert written.sum() > 20
+    np.testing.assert_allclose(memory.logp[:, 1:][written], want[written], rtol=1e-4, atol=1e-5)
+
+
 def test_a_group_that_does_not_fit_a_minibatch_is_refused(tiny, evening):
     model, state, _ = evening
     with pytest.raises(ConfigError, match="group"):

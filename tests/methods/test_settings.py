@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ from sleeplm.core.errors import ConfigError
 from sleeplm.core.phase import repeat
 from sleeplm.core.side_by_side import for_each
 from sleeplm.core.types import Phase
-from sleeplm.methods.config import SleepConfig, evening
+from sleeplm.memory.cues import BEFORE, EMPTY
+from sleeplm.memory.levels import get_level
+from sleeplm.methods.config import SleepConfig, TeacherConfig
 from sleeplm.methods.dreams.config import DreamConfig
 from sleeplm.methods.learner import learner
 from sleeplm.methods.settings import (
@@ -34,7 +37,7 @@ RANGES = {
     "model.levels[0].learning_rate": (1e-3, 1e-1),
     "model.levels[0].weight_decay": (0.0, 0.5),
     "sleep.learning_rate": (1e-3, 1e-1),
-    "sleep.weight_decay": (0.0, 0.1),
+    "sleep.weight_decay": (0.0, 0.5),
     "sleep.lam": (0.1, 0.9),
     "sleep.alpha": (0.1, 0.9),
     "sleep.gamma": (0.0, 1.0),
@@ -67,7 +70,9 @@ def base(tiny):
         tiny.level("fast", kind="graft", period=1, night=4, optimizer="sgd", clip=1.0),
         tiny.level("slow", slots=3, top_k=2),
     ]
-    sleep = tiny.config(evening, lam=0.5, alpha=0.5, optimizer="sgd", length=7)
+    # Two teachers, that it matters what one of them weighs, and one of all days, how it draws them.
+    teachers = [TeacherConfig("dusk", "all"), TeacherConfig("dawn", "past", imitate=False)]
+    sleep = tiny.config(teachers=teachers, lam=0.5, alpha=0.5, optimizer="sgd", length=7)
     return Both(tiny.model(levels).config, sleep)
 
 
@@ -79,6 +84,16 @@ def many(base):
     return {n: x.astype(np.float32) for n, x in values.items()}
 
 
+@pytest.fixture(scope="module")
+def one_changed():
+    """A usual learner, one for every name whose number alone is another, and usual ones again."""
+    usual = np.mean(list(RANGES.values()), axis=1)
+    rows = np.stack([usual] * SETTINGS_AT_ONCE)
+    for i, (least, _) in enumerate(RANGES.values()):
+        rows[1 + i, i] = least
+    return dict(zip(RANGES, rows.T.astype(np.float32), strict=True))
+
+
 def settings_of(many, e):
     """The numbers of one learner, as a person writes them down."""
     return {name: float(values[e]) for name, values in many.items()}
@@ -86,11 +101,14 @@ def settings_of(many, e):
 
 @pytest.fixture(scope="module")
 def alone(tiny, base):
-    """One learner whose numbers are in its state, and that state."""
+    """One learner whose numbers are in its state, and that state: it knows today of more cues."""
     state = tiny.learner(Model(base.model), base.sleep)[1]
     made = tuned_learner(build, base, RANGES)
     born = jax.jit(made.init)(state.params, KEY)
-    return made, born.replace(cues=state.cues)
+    day = state.cues.day
+    forgotten = (day == BEFORE) & (jnp.cumsum(day == BEFORE) > 2)
+    cues = dataclasses.replace(state.cues, day=jnp.where(forgotten, EMPTY, day))
+    return made, born.replace(cues=cues)
 
 
 def together(state, many):
@@ -125,22 +143,23 @@ def lived(made, tiny, config):
 
 
 @pytest.fixture(scope="module")
-def fused(tiny, base, alone, many):
+def fused(tiny, base, alone, many, one_changed):
     """A day and a night of all learners in one program: their states before and after, and what
-    was measured; how often the step was traced and compiled."""
+    was measured; the states of other learners after it, of which each has one number changed; how
+    often the step was traced and compiled."""
     made, state = alone
     step, text = lived(made, tiny, base), day(tiny)
     compiled = jax.jit(for_each(step))
     states = together(state, many)
     texts = jax.tree.map(lambda x: np.stack([x] * SETTINGS_AT_ONCE), text)
     outcome = compiled(states, texts)
-    compiled(together(state, {n: x[::-1] for n, x in many.items()}), texts)
-    return states, outcome, (step.traces, compiled._cache_size())
+    others, _ = compiled(together(state, one_changed), texts)
+    return states, outcome, others, (step.traces, compiled._cache_size())
 
 
 @pytest.mark.slow
 def test_32_settings_in_one_compiled_program_equal_32_runs(tiny, base, alone, fused):
-    states, outcome, (traces, programs) = fused
+    states, outcome, _, (traces, programs) = fused
     assert (traces, programs) == (1, 1)
     run, text = jax.jit(lived(alone[0], tiny, base)), day(tiny)
     for e in range(SETTINGS_AT_ONCE):
@@ -150,7 +169,7 @@ def test_32_settings_in_one_compiled_program_equal_32_runs(tiny, base, alone, fu
 
 @pytest.mark.slow
 def test_numbers_in_the_state_do_what_constants_of_the_program_do(tiny, base, many, fused):
-    states, outcome, _ = fused
+    states, outcome, *_ = fused
     e = SETTINGS_AT_ONCE - 1
     config = replaced(base, settings_of(many, e))
     run = jax.jit(lived(build(config), tiny, config))
@@ -160,13 +179,14 @@ def test_numbers_in_the_state_do_what_constants_of_the_program_do(tiny, base, ma
 
 
 @pytest.mark.slow
-def test_every_setting_leads_elsewhere(fused):
-    _, (state, metrics), _ = fused
-    for when in ("day", "night"):
-        loss = np.asarray(metrics[when]["loss"][0])
-        assert len(np.unique(loss)) == SETTINGS_AT_ONCE, when
-    experts = np.asarray(state.params["blocks"]["levels"]["slow"]["experts"]["a"])
-    assert len(np.unique(experts.reshape(SETTINGS_AT_ONCE, -1), axis=0)) == SETTINGS_AT_ONCE
+def test_every_setting_by_itself_leads_elsewhere(fused):
+    """By more than rounding, which is all that a number does to a loss that is divided by it."""
+    _, _, others, _ = fused
+    experts = np.asarray(get_level(others.params, "slow")["experts"]["b"])
+    usual, *rest = experts.reshape(SETTINGS_AT_ONCE, -1)  # where they began at 0
+    away = np.asarray([np.abs(one - usual).max() for one in rest]) / np.abs(usual).max()
+    assert [name for name, one in zip(RANGES, away, strict=False) if one < 1e-3] == []
+    assert not away[len(RANGES) :].any()  # usual ones have gone where the first has
 
 
 @pytest.mark.parametrize("name", ["model.levels[0].learning_rate", "model.levels[0].weight_decay"])

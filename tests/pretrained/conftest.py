@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 
 import numpy as np
@@ -134,14 +133,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smollm2():
+def smollm2(needs):
     """SmolLM2-135M-Instruct as a GGUF file that was read; skips where it is not installed."""
-    pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
     from sleeplm.pretrained.gguf_file import SMOLLM2 as PACKAGE
     from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
 
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip(f"needs {PACKAGE}: see docs/pretrained.md")
+    needs("gguf", PACKAGE)
     return read_gguf(smollm2_file())
 
 

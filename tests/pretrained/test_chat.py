@@ -47,8 +47,8 @@ def no_jinja(monkeypatch):
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_chatml_in_plain_python_is_what_jinja_renders(template, messages, prompt):
-    pytest.importorskip("jinja2")
+def test_chatml_in_plain_python_is_what_jinja_renders(template, messages, prompt, needs):
+    needs("jinja2")
     assert chat.CHATML.fullmatch(template.replace("\\n", "\n"))
     tokens = {f"{name}_token": token for name, token in NAMES.items()}
     expected = chat._jinja(template, messages, prompt, tokens)
@@ -66,8 +66,8 @@ def test_another_template_without_jinja_is_one_clear_line(no_jinja):
         render("{{ bos_token }}", [], True, NAMES)
 
 
-def test_another_template_is_rendered_with_the_models_tokens():
-    pytest.importorskip("jinja2")
+def test_another_template_is_rendered_with_the_models_tokens(needs):
+    needs("jinja2")
     template = "{{ bos_token }}{% for m in messages %}\n[{{ m.role }}]{{ m.content }}{% endfor %}\n"
     assert render(template, CONVERSATIONS[1], True, NAMES) == "<s>[user]Hi"
 
@@ -83,7 +83,7 @@ def test_another_template_is_rendered_with_the_models_tokens():
         "{{ messages + 1 }}",
     ],
 )
-def test_a_template_that_refuses_is_broken_or_reaches_out_is_an_error(template):
-    pytest.importorskip("jinja2")
+def test_a_template_that_refuses_is_broken_or_reaches_out_is_an_error(template, needs):
+    needs("jinja2")
     with pytest.raises(ConfigError, match="cannot render"):
         render(template, [], True, NAMES)

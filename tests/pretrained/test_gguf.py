@@ -20,11 +20,13 @@ from sleeplm.models.transformer import Model
 from sleeplm.pretrained import gguf_file
 from sleeplm.pretrained.gguf_config import gguf_config, shortest
 from sleeplm.pretrained.gguf_file import read_gguf, smollm2_file
-from sleeplm.pretrained.gguf_weights import NAMES, NAMES_OF_A_LAYER, load_gguf
+from sleeplm.pretrained.gguf_weights import load_gguf
 from sleeplm.pretrained.hf_config import model_config
 from sleeplm.pretrained.hf_weights import load_params, tensor_shapes
 
-gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'sleeplm[smollm2]'")
+if importlib.util.find_spec("gguf") is None:
+    pytest.skip("needs gguf: pip install 'sleeplm[smollm2]'", allow_module_level=True)
+import gguf
 
 RAW = {
     "model_type": "qwen3",
@@ -58,11 +60,12 @@ def interleaved(matrix: np.ndarray, width: int) -> np.ndarray:
     return heads.swapaxes(1, 2).reshape(matrix.shape)
 
 
-def name_there(name: str) -> str:
-    if name in NAMES:
-        return NAMES[name]
-    _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{NAMES_OF_A_LAYER[part]}.weight"
+def names_there(family: str) -> dict[str, str]:
+    """What the installed ``gguf`` calls the tensors of a Hugging Face folder of the family."""
+    raw = FAMILIES[family]
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], raw["num_hidden_layers"])
+    names = tensor_shapes(model_config(raw))
+    return {name: known.get_name(name, try_suffixes=(".weight",)) for name in names}
 
 
 @pytest.fixture
@@ -96,10 +99,10 @@ def write(tmp_path):
                 str: writer.add_string,
                 list: writer.add_array,
             }[type(value)](key, value)
-        found = {}
+        found, there = {}, names_there(family)
         for name, value in tensors_of(config).items():
             turned = family == "llama" and ("q_proj" in name or "k_proj" in name)
-            found[name_there(name)] = interleaved(value, raw["head_dim"]) if turned else value
+            found[there[name]] = interleaved(value, raw["head_dim"]) if turned else value
         for name, value in (found | (tensors or {})).items():
             if value is None:
                 continue
@@ -133,6 +136,12 @@ def assert_same(ours, theirs):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_file_has_the_tensors_that_only_some_models_have(write):
+    llama, qwen = (set(read_gguf(write(family)).tensors) for family in ("llama", "qwen3"))
+    norms = {f"blk.{i}.attn_{part}_norm.weight" for i in range(2) for part in "qk"}
+    assert qwen - llama == {"output.weight", *norms} and llama < qwen
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -88,12 +88,14 @@ def words(pre: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_qwen_and_llama_texts_are_cut_as_the_reference_cuts_them(text):
-    qwen = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
-    convert = pytest.importorskip("transformers.convert_slow_tokenizer")
+def test_qwen_and_llama_texts_are_cut_as_the_reference_cuts_them(text, needs):
+    needs("transformers")
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
     patterns = {
-        "qwen2": qwen.PRETOKENIZE_REGEX,
-        "llama-bpe": convert.TikTokenConverter(vocab_file=None).pattern,
+        "qwen2": PRETOKENIZE_REGEX,
+        "llama-bpe": TikTokenConverter(vocab_file=None).pattern,
     }
     cuts = []
     for pre, pattern in patterns.items():

@@ -218,8 +218,10 @@ HEADERS = (
     ],
     ids=["a thought before the last answer", "headers"],
 )
-def test_a_question_stands_in_the_last_turn_of_a_conversation(tokenizer, template, before, between):
-    pytest.importorskip("jinja2")
+def test_a_question_stands_in_the_last_turn_of_a_conversation(
+    tokenizer, template, before, between, needs
+):
+    needs("jinja2")
     turns = dataclasses.replace(tokenizer, chat_template=template).in_turns(0).turns
     assert turns.before == tuple(tokenizer._with_special(before, "-"))
     assert turns.between == tuple(tokenizer._with_special(between, "-"))

@@ -13,9 +13,11 @@ from sleeplm.pretrained.published import find_backbone
 
 
 @pytest.fixture(scope="module")
-def both(reference):
+def both(reference, needs):
     """A tiny model in JAX and in PyTorch."""
-    transformers = pytest.importorskip("transformers")
+    needs("transformers")
+    import transformers
+
     folder = reference("smollm2").folder
     found = find_backbone(str(folder), max_len=64)
     model = Model(found.config)
@@ -50,8 +52,10 @@ def test_both_differentiate_the_same_loss(both):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_both_compute_on_devices_of_one_kind(monkeypatch):
-    torch = pytest.importorskip("torch")
+def test_both_compute_on_devices_of_one_kind(monkeypatch, needs):
+    needs("torch")
+    import torch
+
     assert peers._their_device() == "cpu"
     monkeypatch.setattr(peers.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -67,9 +67,11 @@ def ours(smollm2):
 
 
 @pytest.fixture(scope="module")
-def theirs(smollm2, published):
+def theirs(smollm2, published, needs):
     """The file as ``transformers`` reads it into the model of the published config.json."""
-    torch, hf = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    needs("torch", "transformers")
+    import torch
+    import transformers as hf
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = hf.LlamaConfig.from_dict(published)

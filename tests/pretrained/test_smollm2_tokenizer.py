@@ -53,14 +53,15 @@ def ours(smollm2):
 
 
 @pytest.fixture(scope="module")
-def theirs(smollm2):
+def theirs(smollm2, needs):
     """Read from the same file, but for how texts are cut.
 
     ``transformers`` takes every GGUF file of the architecture for one that is cut as by GPT-2, and
     keeps digits together. The tokenizer.json that SmolLM2 is published with sets each apart.
     """
-    hf = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
+    needs("torch", "transformers")
+    import transformers as hf
+
     found = hf.AutoTokenizer.from_pretrained(smollm2.path.parent, gguf_file=smollm2.path.name)
     found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

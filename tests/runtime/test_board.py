@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 import signal
 import struct
@@ -15,7 +16,9 @@ from sleeplm.runtime.lifecycle import Moment, Stopped, StopRequest
 from sleeplm.runtime.metrics import read_metrics
 from sleeplm.runtime.run import Run, Stage
 
-events = pytest.importorskip("tensorboardX.proto.event_pb2")
+if importlib.util.find_spec("tensorboardX") is None:
+    pytest.skip("needs tensorboardX: pip install 'sleeplm[tensorboard]'", allow_module_level=True)
+from tensorboardX.proto import event_pb2 as events
 
 
 @dataclasses.dataclass
