@@ -58,6 +58,16 @@ class Tiny:
         ]
 
     @classmethod
+    def three_levels(cls, slots=3, **middle) -> list[LevelConfig]:
+        """A chain: ``fast`` hands on to ``middle``, which hands on to ``slow`` half as often."""
+        pool = {"slots": slots, "top_k": 2}
+        return [
+            cls.level("fast", kind="graft", period=1, night=4),
+            cls.level("middle", kind="graft", night=8, **{"period": 2, **pool, **middle}),
+            cls.level("slow", **pool),
+        ]
+
+    @classmethod
     def model(cls, levels=None, **settings) -> Model:
         config = ModelConfig(
             **{

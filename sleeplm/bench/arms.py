@@ -31,7 +31,12 @@ from sleeplm.models.config import ModelConfig
 from sleeplm.models.transformer import Model
 
 __all__ = [
-    *("ARMS", "DREAMING", "WITHOUT_LEVELS_NIGHTS", "Arm", "add_arm", "asks_for_reading"),
+    "ARMS",
+    "DREAMING",
+    "WITHOUT_LEVELS_NIGHTS",
+    "Arm",
+    "add_arm",
+    "asks_for_reading",
     "build_arm",
 ]
 
@@ -308,6 +313,7 @@ ARMS: dict[str, Callable[..., Arm]] = {
     "icl": plain.icl,
     "inca": plain.inca,
 }
+#: Names that no arm of one's own may have.
 OURS = frozenset(ARMS)
 
 

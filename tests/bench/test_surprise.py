@@ -279,12 +279,7 @@ def nights_of(life) -> list[tuple[str, int]]:
 @pytest.fixture(scope="module")
 def cascade(tiny):
     """Three levels, the second of which sleeps half as often."""
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, night=8, slots=3, top_k=2),
-        tiny.level("slow", slots=3, top_k=2),
-    ]
-    return learner(tiny.model(levels), tiny.config(alpha=1.0), chunk=8)
+    return learner(tiny.model(tiny.three_levels()), tiny.config(alpha=1.0), chunk=8)
 
 
 def test_at_days_end_one_night_follows_every_day_however_long(tiny, cascade):

@@ -25,12 +25,7 @@ class Told(Exception):
 @pytest.fixture(scope="module")
 def chain(tiny):
     """Three levels, of which the middle one has taken in the nights of days 1 to 3."""
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, night=8, slots=3, top_k=2),
-        tiny.level("slow", slots=3, top_k=2),
-    ]
-    model, config = tiny.model(levels), tiny.config(evening)
+    model, config = tiny.model(tiny.three_levels()), tiny.config(evening)
     state = learner(model, config).init(tiny.params(model), KEY)
     cues = jax.tree.map(lambda x: x[: len(DAYS)], state.cues)
     held = SlotTable(jnp.asarray([True, True, False]), jnp.asarray([2, 1, -1], jnp.int32))

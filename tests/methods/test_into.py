@@ -166,13 +166,8 @@ def resting(tiny, model, **settings):
 
 def test_a_pool_that_has_handed_on_is_open_again_and_learns_the_next_night(tiny):
     """Of three levels the middle one receives into a pool that it is itself cleared of."""
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, night=8, slots=2, top_k=2),
-        tiny.level("slow", slots=2, top_k=2),
-    ]
     config = distilling(tiny, into="pool", updates=2, rollback=0.0)
-    model = tiny.model(levels)
+    model = tiny.model(tiny.three_levels(slots=2))
     made, state = tiny.learner(model, config)
     first, second = made.rests
     for rest in (first, second):
@@ -237,12 +232,7 @@ def test_a_night_of_no_updates_opens_an_expert_of_nothing_and_clears_the_sender(
 
 
 def test_good_nights_of_the_fastest_sender_begin_a_new_day_and_others_do_not(tiny):
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, night=8, slots=2, top_k=2),
-        tiny.level("slow", slots=2, top_k=2),
-    ]
-    made, state, config = resting(tiny, tiny.model(levels))
+    made, state, config = resting(tiny, tiny.model(tiny.three_levels(slots=2)))
     batch, seen = tiny.rows(config), []
     assert counters(state, "today", "asleep", "merging") == [0, 0, 0]
     steps = [(jax.jit(r.begin), jax.jit(r.end)) for r in made.rests]

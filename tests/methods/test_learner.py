@@ -75,12 +75,7 @@ class Life:
 
 @pytest.fixture(scope="module")
 def cascade(tiny):
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, offset=1, night=8, slots=3, top_k=2),
-        tiny.level("slow", slots=3, top_k=2),
-    ]
-    life = Life(tiny, tiny.model(levels), short(tiny))
+    life = Life(tiny, tiny.model(tiny.three_levels(offset=1)), short(tiny))
     seen = []
     for day in range(4):
         slept = life.day(4)

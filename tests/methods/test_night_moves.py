@@ -17,13 +17,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def evenings(tiny):
     """A learner before and after each of its nights: of ``fast``, then of ``middle``."""
-    levels = [
-        tiny.level("fast", kind="graft", period=1, night=4),
-        tiny.level("middle", kind="graft", period=2, night=8, slots=2, top_k=2),
-        tiny.level("slow", slots=2, top_k=2),
-    ]
     config = tiny.config(evening, alpha=1.0, lam=0.0, rollback=0.0)
-    model = tiny.model(levels)
+    model = tiny.model(tiny.three_levels(slots=2))
     made, state = tiny.learner(model, config)
     awake = jax.jit(made.wake)
     for i in range(4):
